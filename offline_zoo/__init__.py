@@ -1,0 +1,1 @@
+"""Offline Zoo: forkable JAX reference implementations of offline RL agents on Atari."""

@@ -1,0 +1,1 @@
+"""Offline DQN: Agarwal et al. 2020, "An Optimistic Perspective on Offline RL"."""
