@@ -57,11 +57,15 @@ class AtariEnv(dm_env.Environment):
       max_num_frames_per_episode=_NO_FRAME_LIMIT,
       disable_env_checker=True,
     ).unwrapped  # the wrappers only check call order, which `dm_env` has its own rules for
-    self._seed: int | None = seed
+    self.seed(seed)
     self._reset_next_step = True
 
+  def seed(self, seed: int) -> None:
+    """Makes all play from the next reset on a function of this seed and the actions."""
+    self._seed: int | None = seed
+
   def reset(self) -> dm_env.TimeStep:
-    # Only the first reset seeds: a seed at each one would play the same episode over and over.
+    # Only one reset seeds: a seed at each one would play the same episode over and over.
     frame, _ = self._env.reset(seed=self._seed)
     self._seed = None
     self._reset_next_step = False

@@ -8,9 +8,12 @@ uniformly at random. Rewards are logged raw. An episode that is cut at the frame
 ended, as it is in the public data. The same flags give the same bytes.
 """
 
+import atexit
 import collections
 import concurrent.futures
+import contextlib
 import dataclasses
+import functools
 import itertools
 import multiprocessing
 import os
@@ -18,7 +21,7 @@ import pathlib
 import shutil
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import NamedTuple
 
 import dm_env
@@ -55,8 +58,6 @@ class Episode(NamedTuple):
 class _Recorder:
   """An agent for the run loop that follows a policy and remembers what happened."""
 
-  statistics: dict[str, float] = {}
-
   def __init__(self, environment: atari_env.AtariEnv, policy, epsilon: float, rng):
     self._environment = environment
     self._policy = policy
@@ -67,6 +68,7 @@ class _Recorder:
     self._frames: list[np.ndarray] = []
     self._actions: list[int] = []
     self._rewards: list[float] = []
+    self.statistics: dict[str, float] = {}
 
   def reset(self, rng_key=None) -> None:
     del rng_key
@@ -98,14 +100,17 @@ class _Recorder:
     )
 
 
+# Starting an emulator takes as long as playing a quarter of an episode.
+_make_environment = functools.lru_cache(atari_env.AtariEnv)
+
+
 def play_episode(config: Config, index: int) -> Episode:
   """Plays one episode, a function of its arguments."""
   rng = np.random.default_rng((config.seed, index))
-  environment = atari_env.AtariEnv(
-    config.environment_name,
-    sticky_action_probability=config.sticky_action_probability,
-    seed=int(rng.integers(2**31)),
+  environment = _make_environment(
+    config.environment_name, sticky_action_probability=config.sticky_action_probability, seed=0
   )
+  environment.seed(int(rng.integers(2**31)))
   policy, epsilon = None, 1.0
   if config.policy != 'random' and config.environment_name in demo_policies.POLICIES:
     make_policy, max_epsilon = demo_policies.POLICIES[config.environment_name]
@@ -119,16 +124,17 @@ def play_episode(config: Config, index: int) -> Episode:
 
 def _start_worker() -> None:
   signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-  parent = multiprocessing.parent_process()
+  atexit.register(_make_environment.cache_clear)  # ale-py complains of emulators left over
 
   def end_with_parent() -> None:  # also when it is killed
-    parent.join()
+    if parent := multiprocessing.parent_process():
+      parent.join()
     os._exit(1)
 
   threading.Thread(target=end_with_parent, daemon=True).start()
 
 
-def play_episodes(config: Config) -> Iterator[Episode]:
+def play_episodes(config: Config) -> Generator[Episode, None, None]:
   """Plays episodes 0, 1, 2, ... in several processes, in order, some ahead of the caller."""
   executor = concurrent.futures.ProcessPoolExecutor(
     config.num_processes, multiprocessing.get_context('spawn'), _start_worker
@@ -154,8 +160,9 @@ def write_logs(config: Config, replay_dir: pathlib.Path) -> None:
     FileExistsError: there is something at `replay_dir` already.
   """
   atari_data.game(config.environment_name)
-  if config.num_transitions < 1:
-    raise ValueError(f'--num_transitions={config.num_transitions}: expected at least 1')
+  for name in ('num_transitions', 'num_processes'):
+    if getattr(config, name) < 1:
+      raise ValueError(f'--{name}={getattr(config, name)}: expected at least 1')
   if config.policy not in (None, 'random', 'scripted'):
     raise ValueError(f'--policy={config.policy}: expected scripted or random')
   if config.policy == 'scripted' and config.environment_name not in demo_policies.POLICIES:
@@ -168,8 +175,10 @@ def write_logs(config: Config, replay_dir: pathlib.Path) -> None:
   try:
     writer = replay.ShardWriter(partial, config.shard_capacity)
     returns = []
-    episodes = play_episodes(config)
-    with parts.progress_bar(config.num_transitions, 'playing', 'transition') as bar:
+    with (
+      contextlib.closing(play_episodes(config)) as episodes,
+      parts.progress_bar(config.num_transitions, 'playing', 'transition') as bar,
+    ):
       while writer.num_transitions < config.num_transitions:
         episode = next(episodes)
         writer.start_episode()
@@ -181,7 +190,6 @@ def write_logs(config: Config, replay_dir: pathlib.Path) -> None:
           returns.append(float(episode.rewards.sum()))
         bar.update(writer.num_transitions - bar.n)
     writer.close()
-    episodes.close()
     os.rename(partial, replay_dir)
   finally:
     shutil.rmtree(partial, ignore_errors=True)

@@ -7,12 +7,12 @@ import inspect
 import io
 import itertools
 import json
+import logging as std_logging
 import math
 import os
 import pathlib
 import platform
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -386,6 +386,7 @@ def learn_iteration(agent, progress: Progress, num_updates: int, stop: StopSigna
 
 def _write_atomically(path: pathlib.Path, text: str) -> None:
   """Writes a file so that whoever looks, whenever, sees the old one or the new one, whole."""
+  path.parent.mkdir(parents=True, exist_ok=True)
   partial = path.with_name(f'.{path.name}.partial')
   try:
     with open(partial, 'w') as file:
@@ -406,7 +407,7 @@ class CsvWriter:
   """
 
   def __init__(self, path: str | os.PathLike):
-    """Makes the directory if need be.
+    """Writes nothing yet, but makes sure that it could.
 
     Raises:
       OSError: a file cannot be written there.
@@ -415,13 +416,13 @@ class CsvWriter:
     if self.path.is_dir():
       raise IsADirectoryError(f'--results_csv_path={self.path}: is a directory, expected a file')
     try:
-      self.path.parent.mkdir(parents=True, exist_ok=True)
-      tempfile.TemporaryFile(dir=self.path.parent).close()
+      nearest = next(parent for parent in self.path.absolute().parents if parent.exists())
+      tempfile.TemporaryFile(dir=nearest).close()
     except OSError as error:
       raise OSError(f'--results_csv_path={self.path}: cannot be written: {error}') from error
 
   def write(self, rows: list[dict[str, Any]]) -> None:
-    """Replaces the file, atomically."""
+    """Replaces the file, atomically; makes its directory if need be."""
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator='\n')
     writer.writeheader()
@@ -453,6 +454,12 @@ class Checkpoint:
       OSError: it could not be written; the one before is still there.
     """
     try:
+      # Claims the space first: when a disk fills up under Orbax, its threads print tracebacks and
+      # go on writing for a while.
+      self.directory.mkdir(parents=True, exist_ok=True)
+      with tempfile.TemporaryFile(dir=self.directory) as file:
+        for array in jax.tree.leaves(state):
+          file.write(bytes(array.nbytes))
       with self._manager() as manager:
         manager.save(
           (manager.latest_step() or 0) + 1,
@@ -460,9 +467,7 @@ class Checkpoint:
             state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record)
           ),
         )
-    except Exception as error:  # full disks reach us as ValueErrors out of TensorStore
-      for partial in self.directory.glob('*.orbax-checkpoint-tmp'):
-        shutil.rmtree(partial, ignore_errors=True)
+    except Exception as error:  # TensorStore has its own kinds
       raise OSError(
         f'{self.directory}: could not write a checkpoint, the one before is untouched: '
         f'{_first_line(error)}'
@@ -478,12 +483,21 @@ class Checkpoint:
     """The newest checkpoint's pytree, of NumPy arrays.
 
     Args:
-      like: a pytree of the structure, shapes and dtypes that are expected.
+      like: a pytree of NumPy arrays, of the structure, shapes and dtypes that are expected.
 
     Raises:
-      ValueError: it has another structure or other shapes.
+      ValueError: it has another structure, other shapes or dtypes, or is damaged.
     """
-    return self._restore(state=ocp.args.StandardRestore(like))
+    state = self._restore(state=ocp.args.StandardRestore(like))
+    for (path, got), want in zip(
+      jax.tree_util.tree_leaves_with_path(state), jax.tree.leaves(like), strict=True
+    ):
+      if (got.shape, got.dtype) != (want.shape, want.dtype):
+        raise ValueError(
+          f'{self.directory}: checkpoint of another network: {jax.tree_util.keystr(path)} is '
+          f'{got.dtype} {list(got.shape)}, not {want.dtype} {list(want.shape)}'
+        )
+    return state
 
   def _restore(self, **item: Any) -> Any:
     with self._manager() as manager:
@@ -503,6 +517,21 @@ def _first_line(error: Exception) -> str:
   return str(error).strip().split('\n')[0][:300]
 
 
+def _check_ranges(config: Any) -> None:
+  positive = (
+    'batch_size', 'eval_steps', 'learning_rate', 'n_step', 'num_iterations',
+    'num_updates_per_iteration', 'target_network_update_period',
+  )  # fmt: skip
+  for name in positive:
+    if not getattr(config, name) > 0:
+      raise ValueError(f'--{name}={getattr(config, name)}: expected more than 0')
+  for name in ('discount', 'eval_epsilon', 'sticky_action_probability'):
+    if not 0 <= getattr(config, name) <= 1:
+      raise ValueError(f'--{name}={getattr(config, name)}: expected a number in [0, 1]')
+  if config.seed < 0:
+    raise ValueError(f'--seed={config.seed}: expected 0 or more')
+
+
 class Results:
   """Where a run's CSV, config and checkpoint are, and the run that they belong to."""
 
@@ -513,15 +542,17 @@ class Results:
   )  # fmt: skip
 
   def __init__(self, config: Any, agent_name: str):
-    """Settles the paths; writes nothing yet.
+    """Checks the flags that all agents share and settles the paths; writes nothing yet.
 
     Args:
       config: an agent's Config.
       agent_name: the name of its directory.
 
     Raises:
+      ValueError: a flag's value is out of range.
       OSError: the results or the checkpoint cannot be where the flags say.
     """
+    _check_ranges(config)
     default = pathlib.Path('runs', agent_name, config.environment_name, str(config.seed))
     self._csv = CsvWriter(config.results_csv_path or default / 'results.csv')
     self._config_path = self._csv.path.with_name('config.json')
@@ -640,6 +671,12 @@ def config_from_flags(config_class: type) -> Any:
   return config_class(**values)
 
 
+def _is_for_users(record: std_logging.LogRecord) -> bool:
+  # Libraries' warnings pass. Orbax's do not: a failing save logs a page of tracebacks and raises.
+  ours = pathlib.Path(record.pathname).is_relative_to(pathlib.Path(__file__).parent)
+  return ours or (record.levelno >= std_logging.WARNING and 'orbax' not in record.pathname)
+
+
 def run(main: Callable[[Any], None], config_class: type) -> None:
   """Runs a program's `main(config)` with a Config from the command line.
 
@@ -649,14 +686,14 @@ def run(main: Callable[[Any], None], config_class: type) -> None:
   define_flags(config_class)
 
   def start(argv: list[str]) -> None:
+    message = None
     try:
       if len(argv) > 1:
         raise ValueError(f'expected flags only, got {" ".join(argv[1:])}')
       config = config_from_flags(config_class)
       logging.set_verbosity(logging.INFO)
       if not config.debug:
-        # Orbax logs each step of each save, and a page of tracebacks when one fails.
-        logging.get_absl_handler().addFilter(lambda record: 'orbax' not in record.pathname)
+        logging.get_absl_handler().addFilter(_is_for_users)
       if getattr(config, 'jax_platform_name', None):
         jax.config.update('jax_platforms', config.jax_platform_name)
       jax.config.update('jax_numpy_rank_promotion', 'raise')
@@ -664,7 +701,9 @@ def run(main: Callable[[Any], None], config_class: type) -> None:
     except (FloatingPointError, OSError, ValueError) as error:
       if flags.FLAGS.debug:
         raise
-      print(f'error: {error}', file=sys.stderr)
+      message = f'error: {error}'
+    if message:  # not inside `except`, which would keep emulators alive until the interpreter's end
+      print(message, file=sys.stderr)
       sys.exit(1)
 
   app.run(start)

@@ -46,7 +46,7 @@ class AtariProcessor:
 
   def reset(self) -> None:
     """Forgets the episode. A first timestep does that by itself."""
-    self._stack = np.zeros((*_FRAME_SHAPE, self._num_stacked_frames), np.uint8)
+    self._stack = np.zeros((self._num_stacked_frames, *_FRAME_SHAPE), np.uint8)
     self._screens: list[np.ndarray] = []
     self._repeat = 0
     self._reward = 0.0
@@ -78,11 +78,11 @@ class AtariProcessor:
 
   def _emit(self, timestep: dm_env.TimeStep) -> dm_env.TimeStep:
     self._screens[0] = np.maximum(*self._screens)
-    newest = resize(self._screens[0])[..., None]
+    newest = resize(self._screens[0])[None]
     # A new array each time: whoever keeps an observation keeps that moment.
-    self._stack = np.concatenate([self._stack[..., 1:], newest], axis=-1)
+    self._stack = np.concatenate([self._stack[1:], newest])
     processed = timestep._replace(
-      observation=self._stack, reward=self._reward, discount=self._discount
+      observation=np.moveaxis(self._stack, 0, -1), reward=self._reward, discount=self._discount
     )
     self._repeat, self._reward, self._discount = 0, 0.0, 1.0
     return processed

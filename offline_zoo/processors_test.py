@@ -35,6 +35,7 @@ def test_every_observation_equals_dopamines(golden, game: str):
   stack = np.zeros((84, 84, 4), np.uint8)
   for i, row in enumerate(answered):
     answer = answers[row]
+    assert answer is not None
     np.testing.assert_array_equal(answer.observation[..., -1], run['obs'][i])
     if run['is_reset'][i]:
       stack = np.zeros_like(stack)
@@ -148,7 +149,7 @@ def test_episodes_after_the_first_differ():
   for _ in range(2):
     environment.reset()
     episodes.append([environment.step(1 + i % 3).observation for i in range(300)])
-  assert not np.array_equal(*episodes)
+  assert not np.array_equal(episodes[0], episodes[1])
 
 
 def test_specs_and_bad_input():

@@ -90,10 +90,10 @@ def test_the_writer_makes_the_recorded_files(golden, logs, tmp_path):
       np.testing.assert_array_equal(column[:rows], theirs.columns[name][:rows])
       assert not column[rows:].any()
     for name in ('add_count', 'invalid_range'):
-      arrays = [
-        np.load(gzip.open(directory / f'{name}_ckpt.{i}.gz'), allow_pickle=False)
-        for directory in (tmp_path, logs)
-      ]
+      arrays = []
+      for directory in (tmp_path, logs):
+        with gzip.open(directory / f'{name}_ckpt.{i}.gz') as file:
+          arrays.append(np.load(file, allow_pickle=False))
       np.testing.assert_array_equal(*arrays)
       assert arrays[0].dtype == arrays[1].dtype
 

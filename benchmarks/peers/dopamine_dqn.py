@@ -37,15 +37,22 @@ for _name in ('baselines', 'baselines.common', 'baselines.common.atari_wrappers'
 FRAME_SHAPE = (84, 84)
 PADDING_ROWS = 3  # blank rows that the logs put before each episode's first frame
 PACKAGES = (
-    'dopamine-rl', 'jax', 'jaxlib', 'flax', 'optax', 'numpy', 'tensorflow-cpu', 'tfp-nightly',
+  'dopamine-rl',
+  'jax',
+  'jaxlib',
+  'flax',
+  'optax',
+  'numpy',
+  'tensorflow-cpu',
+  'tfp-nightly',
 )
 SETTINGS = {  # gin names; RMSProp as in Dopamine's configuration of the Nature paper's DQN
-    'ReplayBuffer.batch_size': 32,
-    'create_optimizer.name': 'rmsprop',
-    'create_optimizer.learning_rate': 2.5e-4,
-    'create_optimizer.beta2': 0.95,  # the decay: Dopamine hands it to optax under this name
-    'create_optimizer.eps': 1e-5,
-    'create_optimizer.centered': True,
+  'ReplayBuffer.batch_size': 32,
+  'create_optimizer.name': 'rmsprop',
+  'create_optimizer.learning_rate': 2.5e-4,
+  'create_optimizer.beta2': 0.95,  # the decay: Dopamine hands it to optax under this name
+  'create_optimizer.eps': 1e-5,
+  'create_optimizer.centered': True,
 }
 
 
@@ -83,8 +90,9 @@ def read_rows(replay_dir):
     raise FileNotFoundError(f'No log shards in {replay_dir}.')
   for shard in shards:
     frames, actions, rewards, terminals = (
-        read_array(replay_dir, f'$store$_{name}', shard)
-        for name in ('observation', 'action', 'reward', 'terminal'))
+      read_array(replay_dir, f'$store$_{name}', shard)
+      for name in ('observation', 'action', 'reward', 'terminal')
+    )
     if frames.shape[1:] != FRAME_SHAPE or frames.dtype != np.uint8:
       raise ValueError(f'Shard {shard} holds frames {frames.dtype}{list(frames.shape)}.')
     if not len(frames) == len(actions) == len(rewards) == len(terminals):
@@ -114,7 +122,8 @@ def fill(agent, replay_dir, transitions):
     if action >= agent.num_actions:
       raise ValueError(f'A logged action is {action}; there are {agent.num_actions} actions.')
     agent._store_transition(  # pylint: disable=protected-access
-        frame, action, reward, terminal, episode_end=last)
+      frame, action, reward, terminal, episode_end=last
+    )
     if memory.add_count >= transitions:
       return
   print(f'{replay_dir} has only {memory.add_count} transitions.', file=sys.stderr)
@@ -139,19 +148,19 @@ def make_agent(num_actions, capacity, seed):
     gin.bind_parameter(name, value)
   gin.bind_parameter('ReplayBuffer.max_capacity', capacity)
   return dqn_agent.JaxDQNAgent(
-      num_actions=num_actions,
-      observation_shape=FRAME_SHAPE,
-      stack_size=4,
-      network=networks.NatureDQNNetwork,
-      gamma=0.99,
-      update_horizon=1,
-      min_replay_history=0,
-      update_period=1,  # unit: agent steps; 4 when it plays
-      target_update_period=2000,  # unit: agent steps, here updates
-      optimizer='rmsprop',
-      summary_writer=None,
-      loss_type='huber',
-      seed=seed,
+    num_actions=num_actions,
+    observation_shape=FRAME_SHAPE,
+    stack_size=4,
+    network=networks.NatureDQNNetwork,
+    gamma=0.99,
+    update_horizon=1,
+    min_replay_history=0,
+    update_period=1,  # unit: agent steps; 4 when it plays
+    target_update_period=2000,  # unit: agent steps, here updates
+    optimizer='rmsprop',
+    summary_writer=None,
+    loss_type='huber',
+    seed=seed,
   )
 
 
@@ -193,13 +202,19 @@ def main():
   train(agent, args.warmup)
 
   import jax
+
   versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-  print(json.dumps({
-      'ready': True,
-      'versions': {'python': platform.python_version(), **versions},
-      'device': jax.devices()[0].device_kind,
-      'transitions': agent._replay.add_count,  # pylint: disable=protected-access
-  }), file=reply)
+  print(
+    json.dumps(
+      {
+        'ready': True,
+        'versions': {'python': platform.python_version(), **versions},
+        'device': jax.devices()[0].device_kind,
+        'transitions': agent._replay.add_count,  # pylint: disable=protected-access
+      }
+    ),
+    file=reply,
+  )
   for line in sys.stdin:
     updates = int(line)
     if updates < 1:

@@ -128,10 +128,11 @@ class Dqn:
       online_params: hk.Params, rng_key: jax.Array, s_t: jax.Array
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
       """The next key, an epsilon-greedy action and the greedy one's value."""
-      rng_key, action_key = jax.random.split(rng_key)
+      rng_key, epsilon_key, action_key = jax.random.split(rng_key, 3)
       q_t = network.apply(online_params, s_t[None]).q_values[0]
-      a_t = rlax.epsilon_greedy(eval_epsilon).sample(action_key, q_t)
-      return rng_key, a_t, jnp.max(q_t)
+      random_action = jax.random.randint(action_key, (), 0, len(q_t))
+      is_random = jax.random.uniform(epsilon_key) < eval_epsilon
+      return rng_key, jnp.where(is_random, random_action, jnp.argmax(q_t)), jnp.max(q_t)
 
     self._learn = parts.learn_loop(update)
     self._act = jax.jit(act)

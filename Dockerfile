@@ -1,0 +1,25 @@
+# docker build -t offline_zoo --build-arg COMMIT=$(git rev-parse HEAD) .
+# docker run --gpus all -v $PWD/runs:/home/zoo/runs offline_zoo \
+#   -m offline_zoo.dqn.run_atari --environment_name=pong
+#
+# CUDA comes with JAX's wheels, so the host needs only NVIDIA's driver and container toolkit. Without
+# `--gpus all` the same image runs on CPU.
+FROM python:3.12-slim
+
+RUN useradd --create-home --uid 1000 zoo
+WORKDIR /home/zoo
+
+# Dependencies first: they change more seldom than the code.
+COPY requirements-cuda.lock src/
+RUN pip install --no-cache-dir --require-hashes -r src/requirements-cuda.lock
+COPY . src/
+RUN pip install --no-cache-dir --no-deps --no-build-isolation ./src
+
+# For config.json: the image holds no checkout to ask.
+ARG COMMIT
+ENV OFFLINE_ZOO_COMMIT=$COMMIT
+
+USER zoo
+# Made now, so that a volume mounted here belongs to the user.
+RUN mkdir runs
+ENTRYPOINT ["python"]

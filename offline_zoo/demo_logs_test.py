@@ -1,0 +1,140 @@
+"""Tests for demo_logs.py and demo_policies.py: real play, logged as the format asks."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from offline_zoo import atari_env, demo_logs, demo_policies, parts, processors, replay
+
+
+def directory_bytes(directory) -> dict[str, bytes]:
+  return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def test_logs_are_the_episodes_row_by_row_and_reproducible(tmp_path):
+  config = demo_logs.Config(
+    environment_name='breakout', num_transitions=900, shard_capacity=300, num_processes=2
+  )
+  demo_logs.write_logs(config, tmp_path / 'a')
+  want: dict[str, list] = {'observation': [], 'action': [], 'reward': [], 'terminal': []}
+  index = 0
+  while len(want['action']) < 1000:
+    episode = demo_logs.play_episode(config, index)
+    blank = np.zeros((3, 84, 84), np.uint8)
+    want['observation'] += [*blank, *episode.frames]
+    want['action'] += [0, 0, 0, *episode.actions]
+    want['reward'] += [0, 0, 0, *episode.rewards]
+    want['terminal'] += [0, 0, 0, *episode.terminals]
+    index += 1
+  num_transitions = 0
+  for i in replay.list_shards(tmp_path / 'a'):
+    shard = replay.read_shard(tmp_path / 'a', i, num_actions=4)
+    rows = slice(300 * i, 300 * i + shard.num_rows)
+    for name, column in shard.columns.items():
+      np.testing.assert_array_equal(column[: shard.num_rows], want[name][rows])
+      assert not column[shard.num_rows :].any()
+    padding = ~shard.observation[: shard.num_rows].any(axis=(1, 2))
+    num_transitions += shard.num_rows - padding.sum()
+  assert num_transitions == 900
+  assert max(want['reward']) > 1  # raw: bricks score up to 7
+
+  # Again, and by one process instead of two: the same bytes.
+  one = demo_logs.Config(**{**vars(config), 'num_processes': 1})
+  demo_logs.write_logs(one, tmp_path / 'b')
+  assert directory_bytes(tmp_path / 'a') == directory_bytes(tmp_path / 'b')
+  other = demo_logs.Config(**{**vars(one), 'seed': 2})
+  demo_logs.write_logs(other, tmp_path / 'c')
+  assert directory_bytes(tmp_path / 'a') != directory_bytes(tmp_path / 'c')
+
+
+def test_a_logged_episode_is_what_the_emulator_plays_again():
+  """The logged actions, played again, give the logged frames, rewards and end."""
+  config = demo_logs.Config(environment_name='breakout', policy='random', seed=5)
+  episode = demo_logs.play_episode(config, 3)
+  rng = np.random.default_rng((5, 3))
+  environment = atari_env.AtariEnv('breakout', seed=int(rng.integers(2**31)))
+  processor = processors.AtariProcessor()
+  answer = processor(environment.reset())
+  for frame, action, reward, terminal in zip(*episode, strict=True):
+    np.testing.assert_array_equal(answer.observation[..., -1], frame)
+    answer = None
+    while answer is None:
+      answer = processor(environment.step(action))
+    assert answer.reward == reward
+    assert answer.last() == terminal
+  assert set(episode.actions) == {0, 1, 2, 3}
+
+
+def test_an_episode_cut_at_the_limit_is_logged_as_ended(monkeypatch):
+  loop = parts.run_loop
+  monkeypatch.setattr(parts, 'run_loop', lambda *args: loop(*args, max_frames_per_episode=400))
+  episode = demo_logs.play_episode(demo_logs.Config(), 0)
+  assert episode.terminals.tolist() == [0] * 99 + [1]
+
+
+@pytest.mark.parametrize('game, at_least', [('pong', 12), ('breakout', 100)])
+def test_scripted_policies_play_well_without_random_actions(
+  game: str, at_least: float, monkeypatch
+):
+  """Far above chance (-20 and 1); means over more games are in demo_policies.py."""
+  make_policy, _ = demo_policies.POLICIES[game]
+  monkeypatch.setitem(demo_policies.POLICIES, game, (make_policy, 0.0))
+  config = demo_logs.Config(environment_name=game)
+  returns = [demo_logs.play_episode(config, i).rewards.sum() for i in range(4)]
+  assert np.mean(returns) >= at_least
+
+
+@pytest.mark.parametrize(
+  'settings, message',
+  [
+    ({'environment_name': 'pnog'}, "'pong'"),
+    ({'num_transitions': 0}, '--num_transitions=0'),
+    ({'policy': 'best'}, '--policy=best'),
+    ({'policy': 'scripted', 'environment_name': 'seaquest'}, 'only for pong, breakout'),
+    ({'shard_capacity': 3}, 'capacity'),
+    ({'sticky_action_probability': 2.0}, 'sticky_action_probability'),
+    ({'num_processes': 0}, '--num_processes=0'),
+  ],
+)
+def test_bad_settings_leave_nothing(tmp_path, settings, message: str):
+  with pytest.raises(ValueError, match=message):
+    demo_logs.write_logs(demo_logs.Config(**settings), tmp_path / 'logs')
+  assert not list(tmp_path.iterdir())
+
+
+def test_existing_logs_are_not_overwritten(tmp_path):
+  (tmp_path / 'logs').mkdir()
+  (tmp_path / 'logs' / 'mine').touch()
+  with pytest.raises(FileExistsError, match='--replay_dir='):
+    demo_logs.write_logs(demo_logs.Config(), tmp_path / 'logs')
+  assert [path.name for path in tmp_path.rglob('*')] == ['logs', 'mine']
+
+
+def test_demo_logs_are_made_once_where_the_cache_is(tmp_path, monkeypatch):
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+  made = []
+
+  def write_logs(config, replay_dir):
+    made.append(config)
+    replay_dir.mkdir(parents=True)
+
+  monkeypatch.setattr(demo_logs, 'write_logs', write_logs)
+  for _ in range(2):
+    directory = demo_logs.find_or_make('seaquest')
+    assert directory == tmp_path / 'offline_zoo' / 'demo_logs' / 'seaquest'
+  assert made == [demo_logs.Config(environment_name='seaquest')]
+
+
+def test_the_command(tmp_path):
+  run = subprocess.run(
+    [sys.executable, '-m', 'offline_zoo.demo_logs', '--environment_name=seaquest',
+     '--num_transitions=150', f'--replay_dir={tmp_path / "logs"}', '--num_processes=1'],
+    env={**os.environ, 'JAX_PLATFORMS': 'cpu'}, capture_output=True, text=True, check=True,
+  )  # fmt: skip
+  assert 'Logged 150 transitions of seaquest' in run.stderr
+  assert 'leaked' not in run.stderr
+  data = replay.load(tmp_path / 'logs', num_actions=18)
+  assert len(data.actions) == 153 or len(data.actions) == 156

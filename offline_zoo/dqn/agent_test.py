@@ -1,0 +1,230 @@
+"""Tests for the DQN agent: its loss against recorded ones, and what it learns."""
+
+import chex
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from offline_zoo import networks, parts, processors, replay
+from offline_zoo.dqn import agent
+
+
+@pytest.mark.parametrize('case', ['random', 'edge'])
+def test_losses_and_gradients_equal_dopamines(golden, case: str):
+  want = np.load(golden / 'losses' / f'dqn_huber_{case}.npz', allow_pickle=False)
+  batch = [jnp.asarray(want[k]) for k in ('action', 'reward', 'discount', 'q_target_next')]
+  losses = agent.loss(want['q_online'], *batch)
+  np.testing.assert_allclose(losses, want['loss'], rtol=1e-5, atol=0)
+  np.testing.assert_allclose(losses, want['ref64_loss'], rtol=1e-5, atol=0)
+  grads = jax.grad(lambda q: jnp.mean(agent.loss(q, *batch)))(jnp.asarray(want['q_online']))
+  for name in ('grad_q_online', 'tf_grad_q_online', 'ref64_grad_q_online'):
+    np.testing.assert_allclose(grads, want[name], rtol=0, atol=1e-6 * np.abs(want[name]).max())
+
+
+def test_a_loss_by_hand():
+  # Errors: 1 + 0.5 * 4 - 2 = 1, and without a next state -3 - 0.5 = -3.5.
+  losses = agent.loss(
+    q_tm1=jnp.array([[2.0, 9.0], [9.0, 0.5]]),
+    a_tm1=jnp.array([0, 1]),
+    r_t=jnp.array([1.0, -3.0]),
+    discount_t=jnp.array([0.5, 0.0]),
+    q_target_t=jnp.array([[3.0, 4.0], [100.0, 100.0]]),
+  )
+  np.testing.assert_array_equal(losses, [0.5, 3.5 - 0.5])
+
+
+def test_no_gradient_flows_into_the_target():
+  def mean_loss(q_target_t):
+    return jnp.mean(agent.loss(q_tm1, a_tm1, r_t, discount_t, q_target_t))
+
+  q_tm1, a_tm1, r_t, discount_t = jnp.ones((2, 3)), jnp.zeros(2, int), jnp.ones(2), jnp.ones(2)
+  assert not jax.grad(mean_loss)(jnp.ones((2, 3))).any()
+
+
+def test_shapes_are_checked():
+  with pytest.raises(AssertionError):
+    agent.loss(jnp.ones((2, 3)), jnp.zeros(2, int), jnp.ones(2), jnp.ones(2), jnp.ones((2, 4)))
+  with pytest.raises(AssertionError):
+    agent.loss(jnp.ones((2, 3)), jnp.zeros(2, int), jnp.ones((2, 1)), jnp.ones(2), jnp.ones((2, 3)))
+
+
+# A two-state MDP: action a leads to state a; in state 1, action 1 ends the episode instead.
+REWARDS = np.array([[0.0, -0.2], [0.3, 1.0]])
+DISCOUNT = 0.9
+
+
+def optimal_values() -> np.ndarray:
+  """Q* in closed form. Going 0 -> 1 -> end is worth -0.2 + 0.9; the loop 1 -> 0 -> 1 at best
+  0.3 + 0.9 * (-0.2 + 0.9 * 1) and less than ending, so ending is optimal in state 1."""
+  v1 = 1.0
+  v0 = REWARDS[0, 1] + DISCOUNT * v1
+  return np.array([[DISCOUNT * v0, v0], [REWARDS[1, 0] + DISCOUNT * v0, v1]])
+
+
+@pytest.fixture(scope='module')
+def mdp_logs(tmp_path_factory):
+  directory = tmp_path_factory.mktemp('mdp')
+  writer = replay.ShardWriter(directory, capacity=150)
+  rng = np.random.default_rng(0)
+  while writer.num_transitions < 400:
+    writer.start_episode()
+    state, ended = 0, False
+    while not ended:
+      action = int(rng.integers(2))
+      ended = state == 1 and action == 1
+      frame = np.full((84, 84), 10 * (state + 1), np.uint8)
+      writer.add(frame, action, REWARDS[state, action], ended)
+      state = action
+  writer.close()
+  return directory
+
+
+def table(frames: jax.Array) -> networks.QNetworkOutputs:
+  """One value for each state, told by the newest frame's grey, and action."""
+  state = frames[:, 0, 0, -1].astype(jnp.int32) // 10 - 1
+  values = hk.get_parameter('q', (2, 2), init=jnp.zeros)
+  return networks.QNetworkOutputs(q_values=values[state])
+
+
+def make_agent(data: replay.ReplayData, network=table, **settings) -> agent.Dqn:
+  return agent.Dqn(
+    **{
+      'network': hk.without_apply_rng(hk.transform(network)),
+      'optimizer': optax.sgd(1.0),
+      'data': data,
+      'processor': processors.AtariProcessor(),
+      'batch_size': 32,
+      'target_network_update_period': 20,
+      'eval_epsilon': 0.0,
+      'rng_key': jax.random.PRNGKey(0),
+      **settings,
+    }
+  )
+
+
+def q_table(dqn: agent.Dqn) -> np.ndarray:
+  return dqn.get_state().online_params['~']['q']
+
+
+@pytest.mark.parametrize('backend', ['cpu', 'gpu'])
+def test_learn_reaches_the_optimal_values_of_an_mdp(mdp_logs, monkeypatch, backend: str):
+  """In both forms of `learn`; the one for accelerators runs on CPU as well."""
+  monkeypatch.setattr(jax, 'default_backend', lambda: backend)
+  dqn = make_agent(replay.load(mdp_logs, discount=DISCOUNT))
+  metrics = [dqn.learn(100) for _ in range(6)]
+  np.testing.assert_allclose(q_table(dqn), optimal_values(), atol=1e-4)
+  assert metrics[0]['loss'] > 1e-3 and metrics[-1]['loss'] < 1e-7
+  # Batches are uniform over the logged rows, so mean metrics are means over those.
+  batch = replay.gather(dqn.data, replay.valid_rows(dqn.data))
+  states = np.asarray(batch.s_tm1[:, 0, 0, -1]) // 10 - 1
+  q_max = optimal_values().max(axis=1)[states].mean()
+  assert metrics[-1]['q_max'] == pytest.approx(q_max, abs=0.02)
+  q_logged = optimal_values()[states, batch.a_tm1].mean()
+  assert metrics[-1]['q_logged_action'] == pytest.approx(q_logged, abs=0.02)
+
+
+def test_n_step_learning_reaches_the_behaviours_mixture(mdp_logs):
+  """With n steps logged actions are followed: the fixed point is computed by iteration here."""
+  data = replay.load(mdp_logs, n_step=3, discount=DISCOUNT)
+  batch = replay.gather(data, replay.valid_rows(data))
+  s, a = np.asarray(batch.s_tm1[:, 0, 0, -1]) // 10 - 1, np.asarray(batch.a_tm1)
+  s_next = np.where(batch.discount_t > 0, np.asarray(batch.s_t[:, 0, 0, -1]) // 10 - 1, 0)
+  q = np.zeros((2, 2))
+  for _ in range(200):
+    targets = batch.r_t + batch.discount_t * q.max(axis=1)[s_next]
+    q = np.array([[targets[(s == i) & (a == j)].mean() for j in range(2)] for i in range(2)])
+  dqn = make_agent(data, optimizer=optax.sgd(optax.exponential_decay(1.0, 400, 0.1)))
+  dqn.learn(1500)
+  # Targets vary, and the Huber loss is quadratic for all of them, so their mean is the solution.
+  np.testing.assert_allclose(q_table(dqn), q, atol=0.02)
+
+
+def test_both_forms_of_learn_agree(mdp_logs, monkeypatch):
+  tables = []
+  for backend in ('cpu', 'gpu'):
+    monkeypatch.setattr(jax, 'default_backend', lambda backend=backend: backend)
+    dqn = make_agent(replay.load(mdp_logs))
+    tables.append((dqn.learn(30), q_table(dqn)))
+  np.testing.assert_allclose(tables[0][1], tables[1][1], rtol=1e-6)
+  assert tables[0][0] == pytest.approx(tables[1][0], rel=1e-5)
+
+
+def test_the_target_is_copied_every_period(mdp_logs):
+  dqn = make_agent(replay.load(mdp_logs), target_network_update_period=3)
+  initial = dqn.get_state().online_params
+  targets = []
+  for num_updates in range(1, 8):
+    dqn.learn(1)
+    state = dqn.get_state()
+    assert state.num_updates == num_updates
+    if num_updates % 3 == 0:
+      chex.assert_trees_all_equal(state.target_params, state.online_params)
+    targets.append(state.target_params)
+  chex.assert_trees_all_equal(initial, targets[0], targets[1])
+  chex.assert_trees_all_equal(targets[2], targets[3], targets[4])
+  chex.assert_trees_all_equal(targets[5], targets[6])
+
+
+def test_learn_compiles_once(mdp_logs):
+  traces = []
+
+  def counting(frames):
+    traces.append(frames.shape)
+    return table(frames)
+
+  dqn = make_agent(replay.load(mdp_logs), counting)
+  dqn.learn(1)
+  num_traces = len(traces)
+  dqn.learn(5)
+  dqn.set_state(dqn.get_state())
+  dqn.learn(7)
+  assert len(traces) == num_traces
+
+
+def test_a_state_is_a_copy_and_going_on_from_it_repeats(mdp_logs):
+  dqn = make_agent(replay.load(mdp_logs))
+  dqn.learn(10)
+  state = dqn.get_state()
+  kept = jax.tree.map(np.copy, state)
+  dqn.learn(10)
+  end = dqn.get_state()
+  chex.assert_trees_all_equal(state, kept)
+  other = make_agent(replay.load(mdp_logs), rng_key=jax.random.PRNGKey(9))
+  other.set_state(state)
+  other.learn(10)
+  chex.assert_trees_all_equal(other.get_state(), end)
+  assert not np.array_equal(q_table(dqn), kept.online_params['~']['q'])
+
+
+def test_acting_is_epsilon_greedy_and_a_function_of_the_key(mdp_logs):
+  data = replay.load(mdp_logs)
+  greedy = make_agent(data)
+  greedy.set_state(
+    greedy.get_state()._replace(online_params={'~': {'q': np.array([[0.0, 3.0], [2.0, 1.0]])}})
+  )
+  random = make_agent(data, eval_epsilon=1.0)
+
+  class Screen:  # a game of two screens in turn, which never ends
+    def reset(self):
+      self._frame = 0
+      return parts.dm_env.restart(np.full((210, 160), 10, np.uint8))
+
+    def step(self, action):
+      self._frame += 1
+      grey = 10 if self._frame // 4 % 2 == 0 else 20
+      return parts.dm_env.transition(0.0, np.full((210, 160), grey, np.uint8))
+
+  def play(dqn, key: int, num_frames: int):
+    dqn.reset(jax.random.PRNGKey(key))
+    loop = parts.run_loop(dqn, Screen(), num_frames)
+    return [(next(loop)[3], dqn.statistics['state_value']) for _ in range(num_frames)]
+
+  # Screens change with frame 4 of each repeat; the maximum over the last two shows from then on.
+  decisions = play(greedy, 0, 16)[::4]
+  assert decisions == [(1, 3.0), (0, 2.0), (0, 2.0), (0, 2.0)] or decisions[0] == (1, 3.0)
+  actions = [[action for action, _ in play(random, key, 400)[::4]] for key in (0, 0, 1)]
+  assert actions[0] == actions[1] != actions[2]
+  assert 30 < sum(actions[0]) < 70

@@ -1,0 +1,89 @@
+"""Tests for networks.py: shapes, initialisation, and values against convolutions written out."""
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from offline_zoo import networks
+
+
+@pytest.fixture(scope='module')
+def network():
+  return networks.dqn_network(6)
+
+
+@pytest.fixture(scope='module')
+def params(network):
+  return network.init(jax.random.PRNGKey(0), jnp.zeros((1, 84, 84, 4), jnp.uint8))
+
+
+@pytest.fixture(scope='module')
+def frames():
+  return jax.random.randint(jax.random.PRNGKey(1), (3, 84, 84, 4), 0, 256).astype(jnp.uint8)
+
+
+def test_parameters_are_the_nature_networks_with_same_padding(params):
+  shapes = {module: (p['w'].shape, p['b'].shape) for module, p in params.items()}
+  assert list(shapes.values()) == [
+    ((8, 8, 4, 32), (32,)),
+    ((4, 4, 32, 64), (64,)),
+    ((3, 3, 64, 64), (64,)),
+    ((7744, 512), (512,)),
+    ((512, 6), (6,)),
+  ]
+
+
+def test_initialisation_is_glorot_uniform_with_zero_biases(params):
+  for p in params.values():
+    *window, num_in, num_out = p['w'].shape
+    limit = np.sqrt(6 / (np.prod(window) * (num_in + num_out)))
+    assert np.abs(p['w']).max() <= limit * (1 + 1e-6)
+    assert np.abs(p['w']).max() > 0.99 * limit
+    assert np.std(p['w']) == pytest.approx(limit / np.sqrt(3), rel=0.05)
+    assert not p['b'].any()
+
+
+def patches(x: jax.Array, size: int, stride: int) -> jax.Array:
+  """All windows under TensorFlow's SAME rule: [B, out, out, size * size * C]."""
+  out = -(-x.shape[1] // stride)
+  total = max((out - 1) * stride + size - x.shape[1], 0)
+  pad = (total // 2, total - total // 2)
+  x = jnp.pad(x, ((0, 0), pad, pad, (0, 0)))
+  window = stride * jnp.arange(out)[:, None] + jnp.arange(size)[None]  # [out, size]
+  x = x[:, window[:, None, :, None], window[None, :, None, :]]  # [B, out, out, size, size, C]
+  return x.reshape(*x.shape[:3], -1)
+
+
+def written_out(params: hk.Params, frames: jax.Array) -> jax.Array:
+  """The network as matrix products alone."""
+  x = frames.astype(jnp.float32) / 255
+  conv1, conv2, conv3, hidden, head = params.values()
+  for layer, size, stride in ((conv1, 8, 4), (conv2, 4, 2), (conv3, 3, 1)):
+    w = layer['w'].reshape(-1, layer['w'].shape[-1])
+    x = jnp.maximum(patches(x, size, stride) @ w + layer['b'][None, None, None], 0)
+  x = jnp.maximum(x.reshape(len(x), -1) @ hidden['w'] + hidden['b'][None], 0)
+  return x @ head['w'] + head['b'][None]
+
+
+def test_outputs_and_gradients_equal_those_of_the_network_written_out(network, params, frames):
+  # Biases that are not zero, so that a misplaced one would show.
+  params = jax.tree.map(lambda x: x + 0.01, params)
+
+  def losses(apply):
+    return jax.value_and_grad(lambda p: jnp.sum(jnp.square(apply(p, frames))))(params)
+
+  np.testing.assert_allclose(
+    network.apply(params, frames).q_values, written_out(params, frames), rtol=1e-5, atol=1e-6
+  )
+  value, grads = losses(lambda p, x: network.apply(p, x).q_values)
+  want_value, want_grads = losses(written_out)
+  np.testing.assert_allclose(value, want_value, rtol=1e-5)
+  for got, want in zip(jax.tree.leaves(grads), jax.tree.leaves(want_grads), strict=True):
+    np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())
+
+
+def test_white_is_one_and_black_is_zero():
+  levels = networks.preprocess(jnp.array([0, 51, 255], jnp.uint8))
+  np.testing.assert_allclose(levels, [0, 0.2, 1], rtol=1e-6)

@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# ./run.sh        sets everything up in .venv, then trains offline DQN on logged Pong, in short
+# ./run.sh test   sets everything up in .venv, then passes the tests; what follows goes to pytest
+# ./run.sh lock   renews both lock files from pyproject.toml
+#
+# Needs Python 3.11 or newer: the one that $PYTHON names, or python3.
+set -euo pipefail
+cd "$(dirname "$0")"
+
+set_up() {
+  # The copy of the lock says what is installed; it is made last.
+  if cmp -s requirements.lock .venv/requirements.lock; then
+    return
+  fi
+  local python=${PYTHON:-python3}
+  if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+    echo "run.sh: $python is $("$python" --version 2>&1); need Python 3.11 or newer (set PYTHON)" >&2
+    exit 1
+  fi
+  echo "Setting up .venv with $("$python" --version): about 1.2 GB"
+  "$python" -m venv --clear .venv
+  .venv/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+  .venv/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+  cp requirements.lock .venv/requirements.lock
+}
+
+lock() {
+  set_up
+  .venv/bin/pip install --quiet uv
+  local compile=(.venv/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11
+    --fork-strategy fewest --generate-hashes --no-emit-index-url --no-emit-find-links
+    --custom-compile-command './run.sh lock' pyproject.toml)
+  "${compile[@]}" --extra dev -o requirements.lock
+  # The same versions, and CUDA.
+  "${compile[@]}" --extra dev --extra cuda -c requirements.lock -o requirements-cuda.lock
+}
+
+train() {
+  set_up
+  local csv=runs/short/results.csv
+  .venv/bin/python -m offline_zoo.dqn.run_atari --environment_name=pong \
+    --num_iterations=3 --num_updates_per_iteration=2000 --eval_steps=2000 \
+    --results_csv_path="$csv"
+  cut -d, -f1-10 "$csv"
+  echo "All columns: $csv   Config: runs/short/config.json   Checkpoint: runs/short/checkpoint"
+}
+
+case "${1:-train}" in
+  train) train ;;
+  test) set_up; shift; .venv/bin/python -m pytest "$@" ;;
+  lock) lock ;;
+  *) sed -n '2,6s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+esac
