@@ -41,6 +41,17 @@ class Config:
   debug: bool = False  # tracebacks for errors
 
 
+def make_optimizer(config: Config) -> optax.GradientTransformation:
+  """Centered RMSProp as TensorFlow has it, which the paper used: its mean square starts at 1."""
+  return optax.rmsprop(
+    config.learning_rate,
+    decay=config.rmsprop_decay,
+    eps=config.rmsprop_epsilon,
+    initial_scale=1.0,
+    centered=True,
+  )
+
+
 def main(config: Config) -> None:
   """Runs the experiment, or what is left of it."""
   results = parts.Results(config, 'dqn')
@@ -65,13 +76,7 @@ def main(config: Config) -> None:
 
   dqn = agent.Dqn(
     network=networks.dqn_network(num_actions),
-    optimizer=optax.rmsprop(
-      config.learning_rate,
-      decay=config.rmsprop_decay,
-      eps=config.rmsprop_epsilon,
-      initial_scale=1.0,  # as TensorFlow's, which the papers used
-      centered=True,
-    ),
+    optimizer=make_optimizer(config),
     data=data,
     processor=processors.AtariProcessor(),
     batch_size=config.batch_size,

@@ -1,0 +1,1 @@
+"""What is measured, one command each; run them as `python -m benchmarks.<name>`."""

@@ -1,0 +1,183 @@
+"""Updates a second of the DQN learner, beside Dopamine's and beside the bound of this machine.
+
+  python -m benchmarks.learn --peer_python=<venv>/bin/python
+
+Takes turns, in one process each, between our `learn`, the naive form of it (plain convolutions in a
+scan) and, if `--peer_python` names the Python of an environment made as benchmarks/peers/README.md
+says, Dopamine's JAX DQN on its own replay; all with SAME padding, batch 32 and the same logs.
+Prints the median over rounds and the ratio to ours round by round.
+
+The bound is the time that the update's matrix products take at the rate measured here for a large
+one, plus the time that its least memory traffic takes at the bandwidth measured here for a large
+sum; see `matmul_flops` and `least_bytes`.
+"""
+
+import argparse
+import json
+import pathlib
+import resource
+import subprocess
+import time
+from collections.abc import Callable
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from offline_zoo import demo_logs, networks, processors, replay
+from offline_zoo.dqn import agent, run_atari
+
+BATCH_SIZE = 32
+NUM_ACTIONS = 6
+# Output positions, inputs to each and outputs at each, of the five layers with SAME padding.
+LAYERS = (
+  (21 * 21, 8 * 8 * 4, 32),
+  (11 * 11, 4 * 4 * 32, 64),
+  (11 * 11, 3 * 3 * 64, 64),
+  (1, 11 * 11 * 64, 512),
+  (1, 512, NUM_ACTIONS),
+)
+
+
+def matmul_flops() -> int:
+  """Of one update: online and target values, and the gradients of weights and of inputs."""
+  passes = [2 * BATCH_SIZE * positions * inputs * outputs for positions, inputs, outputs in LAYERS]
+  # The first layer's inputs need no gradient.
+  return 4 * sum(passes) - passes[0]
+
+
+def least_bytes() -> int:
+  """Of one update: what cannot stay in a cache, 4 bytes a number.
+
+  Centered RMSProp reads online parameters, gradients and two moments and writes all but the
+  gradients; the forward passes read online and target parameters, the backward pass reads the
+  online ones and writes gradients. Activations are written and read once for each network, and
+  their gradients once. Frames are a byte a pixel.
+  """
+  num_parameters = sum(inputs * outputs + outputs for _, inputs, outputs in LAYERS)
+  activations = BATCH_SIZE * sum(positions * outputs for positions, _, outputs in LAYERS)
+  return 4 * (11 * num_parameters + 6 * activations) + 2 * 2 * BATCH_SIZE * 84 * 84 * 4
+
+
+def make_learner(data: replay.ReplayData) -> agent.Dqn:
+  """The agent as run_atari makes it."""
+  config = run_atari.Config()
+  return agent.Dqn(
+    network=networks.dqn_network(NUM_ACTIONS),
+    optimizer=run_atari.make_optimizer(config),
+    data=data,
+    processor=processors.AtariProcessor(),
+    batch_size=BATCH_SIZE,
+    target_network_update_period=config.target_network_update_period,
+    eval_epsilon=config.eval_epsilon,
+    rng_key=jax.random.PRNGKey(config.seed),
+  )
+
+
+def seconds(function: Callable[[], object]) -> float:
+  start = time.perf_counter()
+  jax.block_until_ready(function())
+  return time.perf_counter() - start
+
+
+class Peer:
+  """A learner in another environment, one line of JSON a request."""
+
+  def __init__(self, python: str, replay_dir: pathlib.Path):
+    script = pathlib.Path(__file__).parent / 'peers' / 'dopamine_dqn.py'
+    self._process = subprocess.Popen(
+      [python, str(script), f'--replay_dir={replay_dir}'],
+      stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    self.versions = self._answer()['versions']
+
+  def _answer(self) -> dict:
+    assert self._process.stdout is not None
+    line = self._process.stdout.readline()
+    if not line:
+      raise RuntimeError('the peer ended; run benchmarks/peers/dopamine_dqn.py by hand to see why')
+    return json.loads(line)
+
+  def seconds(self, num_updates: int) -> float:
+    assert self._process.stdin is not None
+    print(num_updates, file=self._process.stdin, flush=True)
+    return self._answer()['seconds']
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument('--replay_dir', help='Pong logs; default: the demo logs')
+  parser.add_argument('--peer_python', help="the Python of the peer's environment")
+  parser.add_argument('--rounds', type=int, default=15)
+  parser.add_argument('--updates', type=int, default=100, help='a round, of ours and the peer')
+  parser.add_argument('--naive_updates', type=int, default=8, help='a round, of the naive form')
+  args = parser.parse_args()
+
+  jax.config.update('jax_numpy_rank_promotion', 'raise')
+  replay_dir = pathlib.Path(args.replay_dir or demo_logs.find_or_make('pong'))
+  # One shard is all that the peer holds, too.
+  data = replay.load(replay_dir, replay.list_shards(replay_dir)[:1], num_actions=NUM_ACTIONS)
+  ours = make_learner(data)
+  with mock.patch.object(jax, 'default_backend', lambda: 'gpu'):  # chooses the scan
+    naive = make_learner(data)
+  square = jnp.ones((2048, 2048))
+  product = jax.jit(lambda a: a @ a)
+  vector = jnp.ones(2**26)
+  add = jax.jit(lambda a: a + 1)
+
+  ours.learn(args.updates)
+  compiled = []
+  jax.monitoring.register_event_duration_secs_listener(
+    lambda event, *_, **__: compiled.append(event) if 'backend_compile' in event else None
+  )
+  naive.learn(args.naive_updates)
+  jax.block_until_ready((product(square), add(vector)))
+  peer = Peer(args.peer_python, replay_dir) if args.peer_python else None
+  names = ['offline_zoo', 'plain convolutions in a scan', *(['dopamine'] if peer else [])]
+  per_update: dict[str, list[float]] = {name: [] for name in names}
+  product_seconds, add_seconds, peaks = [], [], []
+  compiled.clear()
+  for _ in range(args.rounds):
+    per_update[names[0]].append(seconds(lambda: ours.learn(args.updates)) / args.updates)
+    peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
+    if peer:
+      per_update[names[2]].append(peer.seconds(args.updates) / args.updates)
+    product_seconds.append(seconds(lambda: product(square)))
+    add_seconds.append(seconds(lambda: add(vector)))
+    naive_seconds = seconds(lambda: naive.learn(args.naive_updates))
+    per_update[names[1]].append(naive_seconds / args.naive_updates)
+
+  device = jax.devices()[0].device_kind
+  print(f'DQN, SAME padding, batch {BATCH_SIZE}, {device}, jax {jax.__version__}')
+  print(f'{args.rounds} rounds of {args.updates} updates (naive: {args.naive_updates}), in turns')
+  if peer:
+    print('peer: ' + ', '.join(f'{name} {version}' for name, version in peer.versions.items()))
+  print('\n| learner | updates/s, median (min to max) | ours is faster by, median (min to max) |')
+  print('|---|---|---|')
+  for name in names:
+    rates = 1 / np.array(per_update[name])
+    ratios = np.array(per_update[name]) / np.array(per_update[names[0]])
+    print(
+      f'| {name} | {np.median(rates):.1f} ({rates.min():.1f} to {rates.max():.1f}) | '
+      f'{np.median(ratios):.2f} ({ratios.min():.2f} to {ratios.max():.2f}) |'
+    )
+  flop_rate = 2 * 2048**3 / np.median(product_seconds)
+  bandwidth = 2 * vector.nbytes / np.median(add_seconds)
+  flop_time, byte_time = matmul_flops() / flop_rate, least_bytes() / bandwidth
+  time_taken = np.median(per_update[names[0]])
+  print(
+    f'\nBound: {matmul_flops() / 1e9:.2f} GFLOP at {flop_rate / 1e9:.0f} GFLOP/s is '
+    f'{1e3 * flop_time:.1f} ms, {least_bytes() / 1e6:.0f} MB at {bandwidth / 1e9:.1f} GB/s is '
+    f'{1e3 * byte_time:.1f} ms; an update takes {1e3 * time_taken:.1f} ms: '
+    f'{(flop_time + byte_time) / time_taken:.0%} of the bound is reached.'
+  )
+  print(f'Compilations during the rounds: {len(compiled)}.')
+  print(
+    f'Peak resident memory after {args.updates} updates {peaks[0]:.2f} GB, after '
+    f'{args.rounds * args.updates} {peaks[-1]:.2f} GB.'
+  )
+
+
+if __name__ == '__main__':
+  main()
