@@ -30,9 +30,9 @@ lock() {
   local compile=(.venv/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11
     --fork-strategy fewest --generate-hashes --no-emit-index-url --no-emit-find-links
     --custom-compile-command './run.sh lock' pyproject.toml)
-  "${compile[@]}" --extra dev -o requirements.lock
-  # The same versions, and CUDA.
-  "${compile[@]}" --extra dev --extra cuda -c requirements.lock -o requirements-cuda.lock
+  "${compile[@]}" --extra build --extra dev -o requirements.lock
+  # The same versions with CUDA, for the container.
+  "${compile[@]}" --extra build --extra cuda -c requirements.lock -o requirements-cuda.lock
 }
 
 train() {

@@ -5,7 +5,9 @@ import pathlib
 import jax
 import pytest
 
+# As parts.run sets them.
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+jax.config.update('jax_default_matmul_precision', 'float32')
 
 
 @pytest.fixture(scope='session')

@@ -5,7 +5,8 @@
 Pong and Breakout are played by scripted policies (demo_policies.py) that act at random at a rate
 drawn for each episode, so that returns spread from poor to good. Every other game is played
 uniformly at random. Rewards are logged raw. An episode that is cut at the frame limit is logged as
-ended, as it is in the public data. The same flags give the same bytes.
+ended, as it is in the public data. The same flags give the same rows, and on the same kind of
+processor, by which isal chooses how to compress, the same bytes.
 """
 
 import atexit
@@ -21,6 +22,8 @@ import pathlib
 import shutil
 import signal
 import threading
+import time
+import uuid
 from collections.abc import Generator
 from typing import NamedTuple
 
@@ -42,7 +45,7 @@ class Config:
   shard_capacity: int = 25_000  # rows of a shard, blank ones included
   sticky_action_probability: float = 0.25  # per emulator frame; Machado et al. 2018
   seed: int = 1  # of emulator and policy
-  num_processes: int = os.cpu_count() or 1  # that play; of no influence on what is logged
+  num_processes: int = min(os.cpu_count() or 1, 8)  # that play; no influence on what is logged
   debug: bool = False  # tracebacks for errors
 
 
@@ -169,12 +172,14 @@ def write_logs(config: Config, replay_dir: pathlib.Path) -> None:
     raise ValueError(f'--policy=scripted: only for {", ".join(demo_policies.POLICIES)}')
   if replay_dir.exists() and (not replay_dir.is_dir() or any(replay_dir.iterdir())):
     raise FileExistsError(f'--replay_dir={replay_dir}: exists and is not an empty directory')
+  if os.path.ismount(replay_dir):  # which cannot be replaced
+    raise OSError(f'--replay_dir={replay_dir}: is a mount point; name a directory in it')
 
-  partial = replay_dir.with_name(f'.{replay_dir.name}.partial-{os.getpid()}')
-  partial.mkdir(parents=True)
+  partial = replay_dir.with_name(f'.{replay_dir.name}.partial-{uuid.uuid4().hex[:8]}')
+  writer = replay.ShardWriter(partial, config.shard_capacity)
+  returns = []
+  start = time.monotonic()
   try:
-    writer = replay.ShardWriter(partial, config.shard_capacity)
-    returns = []
     with (
       contextlib.closing(play_episodes(config)) as episodes,
       parts.progress_bar(config.num_transitions, 'playing', 'transition') as bar,
@@ -191,11 +196,15 @@ def write_logs(config: Config, replay_dir: pathlib.Path) -> None:
         bar.update(writer.num_transitions - bar.n)
     writer.close()
     os.rename(partial, replay_dir)
+  except concurrent.futures.process.BrokenProcessPool as error:
+    raise OSError(f'a process that played was killed; is memory short? {error}') from error
   finally:
     shutil.rmtree(partial, ignore_errors=True)
+  seconds = time.monotonic() - start
   logging.info(
-    'Logged %d transitions of %s to %s: %s', writer.num_transitions, config.environment_name,
-    replay_dir,
+    'Logged %d transitions of %s to %s in %.1f s, %.0f a second: %s',
+    writer.num_transitions, config.environment_name, replay_dir, seconds,
+    writer.num_transitions / seconds,
     f'{len(returns)} whole episodes, returns from {min(returns):.0f} to {max(returns):.0f}, '
     f'mean {np.mean(returns):.1f}' if returns else 'no whole episode',
   )  # fmt: skip

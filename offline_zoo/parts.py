@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import fcntl
 import importlib.metadata
 import inspect
 import io
@@ -254,13 +255,16 @@ class StopSignal:
   """A block that SIGTERM and Ctrl-C end early, but only where it calls `check`.
 
   A second signal acts as it would have without the block.
+
+  Attributes:
+    requested: the name of the signal that has come, or None.
   """
 
   class _Stopped(Exception):  # noqa: N818, no error
     pass
 
   def __enter__(self) -> 'StopSignal':
-    self.requested = False
+    self.requested: str | None = None
     self._handlers = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
     for number in self._handlers:
       signal.signal(number, self._request)
@@ -273,13 +277,13 @@ class StopSignal:
   def check(self) -> None:
     """Leaves the block if a signal has come."""
     if self.requested:
+      logging.warning('%s: stopping; the same command goes on from here', self.requested)
       raise self._Stopped
 
   def _request(self, number: int, frame: types.FrameType | None) -> None:
     del frame
-    self.requested = True
+    self.requested = signal.Signals(number).name
     self._restore_handlers()
-    logging.warning('%s: stopping soon; once more stops at once', signal.Signals(number).name)
 
   def _restore_handlers(self) -> None:
     for number, handler in self._handlers.items():
@@ -374,11 +378,12 @@ def learn_iteration(agent, progress: Progress, num_updates: int, stop: StopSigna
       metrics = agent.learn(chunk)
       progress.add(metrics, chunk, time.perf_counter() - start)
       bar.update(chunk)
-      if not math.isfinite(metrics['loss']):
-        raise FloatingPointError(
-          f'loss is {metrics["loss"]} in iteration {progress.iteration}, within its updates up to '
-          f'{progress.num_updates}; the last checkpoint is from before'
-        )
+      for name, mean in metrics.items():
+        if not math.isfinite(mean):
+          raise FloatingPointError(
+            f'{name} is {mean} in iteration {progress.iteration}, within its updates up to '
+            f'{progress.num_updates}; the last checkpoint is from before'
+          )
 
 
 # Results: the CSV, the config and the checkpoint.
@@ -398,6 +403,16 @@ def _write_atomically(path: pathlib.Path, text: str) -> None:
     partial.unlink(missing_ok=True)
 
 
+def _check_writable(directory: pathlib.Path, flag: str) -> None:
+  """Makes sure that files can be put in a directory, which need not exist yet."""
+  directory = directory.absolute()
+  nearest = next(path for path in (directory, *directory.parents) if path.exists())
+  try:
+    tempfile.TemporaryFile(dir=nearest).close()
+  except OSError as error:
+    raise OSError(f'{flag}: cannot be written: {error}') from error
+
+
 class CsvWriter:
   """Keeps a CSV file equal to a list of rows.
 
@@ -415,11 +430,7 @@ class CsvWriter:
     self.path = pathlib.Path(path)
     if self.path.is_dir():
       raise IsADirectoryError(f'--results_csv_path={self.path}: is a directory, expected a file')
-    try:
-      nearest = next(parent for parent in self.path.absolute().parents if parent.exists())
-      tempfile.TemporaryFile(dir=nearest).close()
-    except OSError as error:
-      raise OSError(f'--results_csv_path={self.path}: cannot be written: {error}') from error
+    _check_writable(self.path.parent, f'--results_csv_path={self.path}')
 
   def write(self, rows: list[dict[str, Any]]) -> None:
     """Replaces the file, atomically; makes its directory if need be."""
@@ -437,9 +448,15 @@ class Checkpoint:
   """
 
   def __init__(self, directory: str | os.PathLike):
+    """Writes nothing yet, but makes sure that it could.
+
+    Raises:
+      OSError: files cannot be written there.
+    """
     self.directory = pathlib.Path(directory).absolute()
     if self.directory.exists() and not self.directory.is_dir():
       raise NotADirectoryError(f'--checkpoint_dir={directory}: is a file, expected a directory')
+    _check_writable(self.directory, f'--checkpoint_dir={directory}')
 
   def _manager(self) -> ocp.CheckpointManager:
     options = ocp.CheckpointManagerOptions(
@@ -451,7 +468,7 @@ class Checkpoint:
     """Saves a pytree of arrays and a JSON-able record with it.
 
     Raises:
-      OSError: it could not be written; the one before is still there.
+      OSError: it could not be written; the one before, if any, is still there.
     """
     try:
       # Claims the space first: when a disk fills up under Orbax, its threads print tracebacks and
@@ -469,7 +486,7 @@ class Checkpoint:
         )
     except Exception as error:  # TensorStore has its own kinds
       raise OSError(
-        f'{self.directory}: could not write a checkpoint, the one before is untouched: '
+        f'{self.directory}: could not write a checkpoint, an earlier one is untouched: '
         f'{_first_line(error)}'
       ) from error
 
@@ -514,7 +531,7 @@ class Checkpoint:
 
 
 def _first_line(error: Exception) -> str:
-  return str(error).strip().split('\n')[0][:300]
+  return str(error).strip().split('\n')[0][:500]
 
 
 def _check_ranges(config: Any) -> None:
@@ -528,28 +545,29 @@ def _check_ranges(config: Any) -> None:
   for name in ('discount', 'eval_epsilon', 'sticky_action_probability'):
     if not 0 <= getattr(config, name) <= 1:
       raise ValueError(f'--{name}={getattr(config, name)}: expected a number in [0, 1]')
-  if config.seed < 0:
-    raise ValueError(f'--seed={config.seed}: expected 0 or more')
+  if not 0 <= config.seed < 2**32:
+    raise ValueError(f'--seed={config.seed}: expected 0 or more, and less than 2^32')
 
 
 class Results:
   """Where a run's CSV, config and checkpoint are, and the run that they belong to."""
 
-  # Flags that a resumed run may give other values than before.
+  # Flags that may have other values when a run is resumed.
   _FREE = (
     'checkpoint_dir', 'debug', 'jax_platform_name', 'num_iterations', 'replay_dir',
     'results_csv_path',
   )  # fmt: skip
 
   def __init__(self, config: Any, agent_name: str):
-    """Checks the flags that all agents share and settles the paths; writes nothing yet.
+    """Checks what can be checked before data is loaded; writes nothing yet.
 
     Args:
       config: an agent's Config.
       agent_name: the name of its directory.
 
     Raises:
-      ValueError: a flag's value is out of range.
+      ValueError: a flag's value is out of range, or the checkpoint there is of another run.
+      FileExistsError: there are results, but no checkpoint that they belong to.
       OSError: the results or the checkpoint cannot be where the flags say.
     """
     _check_ranges(config)
@@ -557,67 +575,123 @@ class Results:
     self._csv = CsvWriter(config.results_csv_path or default / 'results.csv')
     self._config_path = self._csv.path.with_name('config.json')
     self._checkpoint = Checkpoint(config.checkpoint_dir or self._csv.path.parent / 'checkpoint')
-    self._config = config
     # As JSON gives it back, so that a stored one compares equal.
-    self._identity = {'agent': agent_name, **json.loads(json.dumps(dataclasses.asdict(config)))}
+    flag_values = json.loads(json.dumps(dataclasses.asdict(config)))
+    self._identity = {'agent': agent_name, 'flags': flag_values}
+
+    self._record = self._checkpoint.restore_record()
+    if self._record is None:
+      self._check_nothing_is_overwritten()
+      return
+    stored = self._record['identity']
+    if stored['agent'] != agent_name:
+      raise self._other_run('agent', stored['agent'], agent_name)
+    for name in sorted({*flag_values, *stored['flags']} - {*self._FREE}):
+      if flag_values.get(name) != stored['flags'].get(name):
+        raise self._other_run(f'--{name}', stored['flags'].get(name), flag_values.get(name))
+
+  def _check_nothing_is_overwritten(self) -> None:
+    if self._csv.path.exists():
+      raise FileExistsError(
+        f'--results_csv_path={self._csv.path}: exists, with no checkpoint in '
+        f'{self._checkpoint.directory} to go on from; move it or name another'
+      )
+    others = [path for path in self._csv.path.parent.glob('*.csv') if self._config_path.exists()]
+    if others:
+      raise FileExistsError(
+        f'--results_csv_path={self._csv.path}: {self._config_path} belongs to {others[0].name}; '
+        'name a file in another directory'
+      )
+
+  def _other_run(self, name: str, theirs: Any, ours: Any) -> ValueError:
+    return ValueError(
+      f'{self._checkpoint.directory}: checkpoint of another run: its {name} is {theirs}, not '
+      f'{ours}; give another --checkpoint_dir and --results_csv_path'
+    )
 
   def resume(self, agent) -> Progress:
     """Brings the agent and the files to where the newest checkpoint was; else to the beginning.
 
     Raises:
-      ValueError: the checkpoint belongs to another run, or is damaged.
-      FileExistsError: there are results, but no checkpoint that they belong to.
+      ValueError: the checkpoint is damaged, or of other logs or another network.
+      BlockingIOError: another process writes there.
     """
-    # The logs may have moved, but must be the same.
-    self._identity['num_valid_rows'] = len(replay.valid_rows(agent.data))
-    record = self._checkpoint.restore_record()
-    if record is None:
-      if self._csv.path.exists():
-        raise FileExistsError(
-          f'--results_csv_path={self._csv.path}: exists, with no checkpoint in '
-          f'{self._checkpoint.directory} to go on from; move it or name another'
-        )
-      progress = Progress()
-    else:
-      for name, value in self._identity.items():
-        if name not in self._FREE and record['identity'].get(name) != value:
-          raise ValueError(
-            f'{self._checkpoint.directory}: checkpoint of another run: its {name} is '
-            f'{record["identity"].get(name)}, not {value}; give another --checkpoint_dir'
-          )
+    # The logs may have moved, but must hold the same.
+    self._identity['replay_checksum'] = replay.checksum(agent.data)
+    progress = Progress()
+    if self._record is not None:
+      theirs, ours = (x['replay_checksum'] for x in (self._record['identity'], self._identity))
+      if theirs != ours:
+        raise self._other_run("logs' checksum", theirs, ours)
       agent.set_state(self._checkpoint.restore_state(agent.get_state()))
-      progress = Progress(**record['progress'])
-      logging.info('Resuming from %s: %s', self._checkpoint.directory, progress)
-      if progress.rows:
-        self._csv.write(progress.rows)
-    _write_atomically(self._config_path, json.dumps(_description(self._identity), indent=2) + '\n')
+      progress = Progress(**self._record['progress'])
+
+    self._lock_directory()
+    if progress.rows:
+      self._csv.write(progress.rows)
+    self._write_config(progress.iteration)
+    logging.info('Device: %s', jax.devices()[0].device_kind)
     logging.info('Results: %s', self._csv.path)
     logging.info('Config: %s', self._config_path)
     logging.info('Checkpoint: %s', self._checkpoint.directory)
+    if self._record is not None:
+      logging.info('Resuming in iteration %d, update %d', progress.iteration, progress.num_updates)
     return progress
 
+  def _lock_directory(self) -> None:
+    self._csv.path.parent.mkdir(parents=True, exist_ok=True)
+    self._lock = open(self._csv.path.with_name('.lock'), 'w')  # noqa: SIM115, held while we live
+    try:
+      fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      raise BlockingIOError(
+        f'--results_csv_path={self._csv.path}: another run is writing in this directory'
+      ) from None
+
+  def _write_config(self, iteration: int) -> None:
+    """Writes config.json: the run, and what software each part of it ran on, if it changed."""
+    session = _session()
+    sessions = []
+    if self._record is not None and self._config_path.exists():
+      sessions = json.loads(self._config_path.read_text())['sessions']
+    if not sessions or {name: sessions[-1].get(name) for name in session} != session:
+      sessions.append({'from_iteration': iteration, **session})
+    text = json.dumps({**self._identity, 'sessions': sessions}, indent=2)
+    _write_atomically(self._config_path, text + '\n')
+
   def save(self, agent, progress: Progress) -> None:
-    """Saves a checkpoint, then brings the CSV up to it."""
+    """Saves a checkpoint, then brings the CSV up to it.
+
+    Raises:
+      FloatingPointError: a parameter is NaN or infinite; nothing is saved.
+      OSError: nothing is saved, or only the checkpoint.
+    """
+    state = agent.get_state()
+    for path, array in jax.tree_util.tree_leaves_with_path(state):
+      if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+        raise FloatingPointError(
+          f'{jax.tree_util.keystr(path)} is not finite after update {progress.num_updates} of '
+          f'iteration {progress.iteration}; the last checkpoint is from before'
+        )
     record = {'identity': self._identity, 'progress': dataclasses.asdict(progress)}
-    self._checkpoint.save(agent.get_state(), record)
+    self._checkpoint.save(state, record)
     if progress.rows:
       self._csv.write(progress.rows)
 
 
-def _description(identity: dict[str, Any]) -> dict[str, Any]:
-  """What config.json holds: the agent and its flags, versions, commit and device."""
+def _session() -> dict[str, Any]:
+  """The software and the device of this process, for config.json."""
   packages = (
     'offline_zoo', 'jax', 'jaxlib', 'dm-haiku', 'optax', 'rlax', 'numpy', 'ale-py', 'gymnasium',
     'opencv-python-headless', 'orbax-checkpoint',
   )  # fmt: skip
   return {
-    'flags': identity,
+    'commit': _commit(),
+    'device': jax.devices()[0].device_kind,
     'versions': {
       'python': platform.python_version(),
       **{package: importlib.metadata.version(package) for package in packages},
     },
-    'commit': _commit(),
-    'device': jax.devices()[0].device_kind,
   }
 
 
@@ -625,13 +699,19 @@ def _commit() -> str | None:
   """The commit of this code, '-dirty' if it was changed since; None outside a checkout."""
   if commit := os.environ.get('OFFLINE_ZOO_COMMIT'):  # set in the container, which has no checkout
     return commit
-  command = ['git', 'describe', '--always', '--dirty', '--abbrev=40', '--exclude=*']
+
+  def git(*arguments: str) -> str:
+    run = subprocess.run(
+      ['git', *arguments],
+      cwd=pathlib.Path(__file__).parent, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return run.stdout.strip()
+
   try:
-    directory = pathlib.Path(__file__).parent
-    run = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=True)
+    git('ls-files', '--error-unmatch', pathlib.Path(__file__).name)  # ours, not one around us
+    return git('describe', '--always', '--dirty', '--abbrev=40', '--exclude=*')
   except (OSError, subprocess.CalledProcessError):
     return None
-  return run.stdout.strip()
 
 
 # Flags and start-up.
@@ -657,11 +737,13 @@ def config_from_flags(config_class: type) -> Any:
   """The Config that the parsed flags ask for.
 
   Raises:
-    ValueError: a list flag holds something other than integers.
+    ValueError: a flag has an empty value, or a list flag holds something other than integers.
   """
   values = {}
   for field in dataclasses.fields(config_class):
     value = flags.FLAGS[field.name].value
+    if value == '':
+      raise ValueError(f'--{field.name}=: expected a value, got nothing')
     if isinstance(value, list):
       try:
         value = tuple(int(item) for item in value)
@@ -677,31 +759,48 @@ def _is_for_users(record: std_logging.LogRecord) -> bool:
   return ours or (record.levelno >= std_logging.WARNING and 'orbax' not in record.pathname)
 
 
+def _set_up_jax(jax_platform_name: str | None) -> None:
+  if jax_platform_name:
+    jax.config.update('jax_platforms', jax_platform_name)
+  try:
+    jax.devices()
+  except (AssertionError, RuntimeError) as error:
+    raise ValueError(
+      f'--jax_platform_name={jax_platform_name}: not to be had here: {_first_line(error)}'
+    ) from error
+  jax.config.update('jax_numpy_rank_promotion', 'raise')
+  # Otherwise recent NVIDIA GPUs multiply in TF32, with 10 bits of mantissa.
+  jax.config.update('jax_default_matmul_precision', 'float32')
+
+
 def run(main: Callable[[Any], None], config_class: type) -> None:
   """Runs a program's `main(config)` with a Config from the command line.
 
-  What is wrong with the input (ValueError, OSError) or with the learning (FloatingPointError) ends
-  the program with one line and exit code 1; `--debug` shows the traceback as well.
+  What is wrong with the input (ValueError, OSError), with the learning (FloatingPointError) or with
+  the machine's memory ends the program with one line and exit code 1; `--debug` shows the traceback
+  as well.
   """
   define_flags(config_class)
 
   def start(argv: list[str]) -> None:
+    # An exit, rather than sudden death, so that half-written files are removed.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    logging.set_verbosity(logging.INFO)
     message = None
     try:
       if len(argv) > 1:
         raise ValueError(f'expected flags only, got {" ".join(argv[1:])}')
       config = config_from_flags(config_class)
-      logging.set_verbosity(logging.INFO)
       if not config.debug:
         logging.get_absl_handler().addFilter(_is_for_users)
-      if getattr(config, 'jax_platform_name', None):
-        jax.config.update('jax_platforms', config.jax_platform_name)
-      jax.config.update('jax_numpy_rank_promotion', 'raise')
+      _set_up_jax(getattr(config, 'jax_platform_name', None))
       main(config)
-    except (FloatingPointError, OSError, ValueError) as error:
+    except (FloatingPointError, MemoryError, OSError, ValueError, jax.errors.JaxRuntimeError) as e:
       if flags.FLAGS.debug:
         raise
-      message = f'error: {error}'
+      message = f'error: {_first_line(e) or type(e).__name__}'
+    except KeyboardInterrupt:
+      message = 'interrupted'
     if message:  # not inside `except`, which would keep emulators alive until the interpreter's end
       print(message, file=sys.stderr)
       sys.exit(1)

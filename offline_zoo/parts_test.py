@@ -2,7 +2,9 @@
 
 import csv
 import dataclasses
+import io
 import os
+import resource
 import signal
 
 import dm_env
@@ -294,8 +296,30 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
 
 def test_a_checkpoint_directory_that_is_a_file(tmp_path):
   (tmp_path / 'file').touch()
-  with pytest.raises(NotADirectoryError, match='--checkpoint_dir='):
-    parts.Checkpoint(tmp_path / 'file')
+  for path in (tmp_path / 'file', tmp_path / 'file' / 'below', '/proc/none/checkpoint'):
+    with pytest.raises(OSError, match='--checkpoint_dir='):
+      parts.Checkpoint(path)
+
+
+def test_a_disk_that_fills_up_under_orbax_leaves_the_last_checkpoint(tmp_path, monkeypatch):
+  """Files of at most 100 kB; without the claim of space that `save` begins with."""
+  checkpoint = parts.Checkpoint(tmp_path)
+  checkpoint.save(state(0.1), {'number': 1})
+  noise = {'w': np.random.default_rng(0).random(10**6), 'n': np.zeros((), np.int32)}
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  with monkeypatch.context() as patch:
+    patch.setattr(parts.tempfile, 'TemporaryFile', lambda dir: io.BytesIO())
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+      with pytest.raises(OSError, match='could not write a checkpoint'):
+        checkpoint.save(noise, {'number': 2})
+    finally:
+      resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+  again = parts.Checkpoint(tmp_path)
+  assert again.restore_record() == {'number': 1}
+  np.testing.assert_array_equal(again.restore_state(state(0))['w'], state(0.1)['w'])
+  again.save(state(0.2), {'number': 3})
+  assert again.restore_record() == {'number': 3}
 
 
 # Flags.
@@ -322,6 +346,9 @@ def test_flags_from_a_config():
     assert parts.config_from_flags(Config) == Config(4, 1e-3, True, 'x', (1, 5))
     values(['program', '--test_a_list=1,b'])
     with pytest.raises(ValueError, match='--test_a_list: expected integers, got 1,b'):
+      parts.config_from_flags(Config)
+    values(['program', '--test_a_path='])
+    with pytest.raises(ValueError, match='--test_a_path=: expected a value'):
       parts.config_from_flags(Config)
   finally:
     for field in dataclasses.fields(Config):

@@ -23,8 +23,9 @@ import pathlib
 import re
 import shutil
 import tempfile
+import zlib
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -132,14 +133,15 @@ def _read_array(path: pathlib.Path) -> np.ndarray:
   try:
     with igzip.open(path) as f:
       array = np.load(f, allow_pickle=False)
-      if f.read(1):
-        raise ValueError('the file goes on after its array')
+      rest = f.read(1)
   except FileNotFoundError:
     raise FileNotFoundError(f'{path}: a file of this shard is missing') from None
   except Exception as error:  # damage makes gzip, zlib, NumPy and its tokenizer raise all sorts
-    raise ValueError(f'{path}: expected a gzip-compressed .npy array: {error}') from error
-  if not isinstance(array, np.ndarray):  # np.load also opens zip archives of arrays
-    raise ValueError(f'{path}: expected a gzip-compressed .npy array, got an archive')
+    # What NumPy says of objects and pickles advises to trust them.
+    said = 'it holds something else' if isinstance(error, ValueError) else error
+    raise ValueError(f'{path}: expected a gzip-compressed .npy array: {said}') from error
+  if rest or not isinstance(array, np.ndarray):  # np.load also opens archives of arrays
+    raise ValueError(f'{path}: expected a gzip-compressed .npy array and nothing more')
   return array
 
 
@@ -150,6 +152,60 @@ def _describe(array: np.ndarray) -> str:
 def _expect(condition: object, path: pathlib.Path, expected: str, got: object) -> None:
   if not condition:
     raise ValueError(f'{path}: expected {expected}, got {got}')
+
+
+def _read_column(
+  replay_dir: str | os.PathLike, index: int, name: str, capacity: int | None = None
+) -> np.ndarray:
+  """Reads one column and checks its type and shape."""
+  path = _path(replay_dir, name, index)
+  dtype, shape = _COLUMNS[name]
+  column = _read_array(path)
+  good = column.dtype == dtype and column.ndim > 0 and column.shape[1:] == shape
+  _expect(good, path, f'{dtype} {["C", *shape]}', _describe(column))
+  _expect(len(column), path, 'at least one row', 'none')
+  if capacity is not None:
+    _expect(len(column) == capacity, path, f'{capacity} rows as in $store$_terminal', len(column))
+  return column
+
+
+def _read_small_files(
+  replay_dir: str | os.PathLike, index: int, num_actions: int | None
+) -> dict[str, Any]:
+  """Reads and checks all of a shard but its frames: what a `Shard` has besides `observation`."""
+  frames = _path(replay_dir, 'observation', index)
+  if not frames.exists():
+    raise FileNotFoundError(f'{frames}: a file of this shard is missing')
+  path = _path(replay_dir, 'add_count', index)
+  add_count = _read_array(path)
+  is_count = add_count.ndim == 0 and add_count.dtype.kind in 'iu' and add_count >= 0
+  _expect(is_count, path, 'one count of rows', f'{_describe(add_count)} {add_count}')
+  path = _path(replay_dir, 'invalid_range', index)
+  invalid_range = _read_array(path)
+  is_range = invalid_range.ndim == 1 and invalid_range.dtype.kind in 'iu'
+  _expect(is_range, path, 'integers [K]', _describe(invalid_range))
+
+  columns = {'terminal': _read_column(replay_dir, index, 'terminal')}
+  capacity = len(columns['terminal'])
+  for name in ('action', 'reward'):
+    columns[name] = _read_column(replay_dir, index, name, capacity)
+  # Only rows that are not stale: what the others hold is nobody's business.
+  used = {name: column[: add_count % capacity] for name, column in columns.items()}
+  top = np.iinfo(np.int32).max if num_actions is None else num_actions - 1
+  checks = {
+    'terminal': (used['terminal'] <= 1, 'flags 0 or 1'),
+    'action': (
+      (used['action'] >= 0) & (used['action'] <= top),
+      f'actions 0 to {top} (are these the logs of another game?)',
+    ),
+    'reward': (np.isfinite(used['reward']), 'finite rewards'),
+  }
+  for name, (good, expected) in checks.items():
+    if not good.all():
+      row = np.argmin(good)
+      path = _path(replay_dir, name, index)
+      _expect(False, path, expected, f'{used[name][row]} in row {row}')
+  return {**columns, 'add_count': int(add_count)}
 
 
 def read_shard(
@@ -168,56 +224,9 @@ def read_shard(
       holds an action outside 0 .. num_actions - 1, a reward that is not finite or a terminal flag
       other than 0 and 1. The message names the file.
   """
-  add_count = _read_array(_path(replay_dir, 'add_count', index))
-  _expect(
-    add_count.ndim == 0 and add_count.dtype.kind in 'iu' and add_count >= 0,
-    _path(replay_dir, 'add_count', index),
-    'one count of rows',
-    f'{_describe(add_count)} {add_count}',
-  )
-  invalid_range = _read_array(_path(replay_dir, 'invalid_range', index))
-  _expect(
-    invalid_range.ndim == 1 and invalid_range.dtype.kind in 'iu',
-    _path(replay_dir, 'invalid_range', index),
-    'integers [K]',
-    _describe(invalid_range),
-  )
-  columns: dict[str, np.ndarray] = {}
-  # The frames last: most bad input is then found without reading the large file.
-  for name, (dtype, shape) in reversed(_COLUMNS.items()):
-    path = _path(replay_dir, name, index)
-    column = columns[name] = _read_array(path)
-    good = column.dtype == dtype and column.ndim > 0 and column.shape[1:] == shape
-    _expect(good, path, f'{dtype} {["C", *shape]}', _describe(column))
-    rows = len(columns['terminal'])
-    _expect(
-      len(column) == rows > 0, path, f'{rows or "some"} rows, as $store$_terminal', len(column)
-    )
-  shard = Shard(**columns, add_count=int(add_count))
-  _check_rows(shard, replay_dir, index, num_actions)
-  return shard
-
-
-def _check_rows(
-  shard: Shard, replay_dir: str | os.PathLike, index: int, num_actions: int | None
-) -> None:
-  """Checks the values of all rows that are not stale; what stale rows hold is nobody's business."""
-  action = shard.action[: shard.num_rows]
-  top = np.iinfo(np.int32).max if num_actions is None else num_actions - 1
-  checks = {
-    'action': (
-      action,
-      (action >= 0) & (action <= top),
-      f'actions 0 to {top} (are these the logs of another game?)',
-    ),
-    'reward': (shard.reward, np.isfinite(shard.reward), 'finite rewards'),
-    'terminal': (shard.terminal, shard.terminal <= 1, 'flags 0 or 1'),
-  }
-  for name, (values, good, expected) in checks.items():
-    bad = np.flatnonzero(~good[: shard.num_rows])
-    if bad.size:
-      got = f'{values[bad[0]]} in row {bad[0]}'
-      _expect(False, _path(replay_dir, name, index), expected, got)
+  rest = _read_small_files(replay_dir, index, num_actions)
+  capacity = len(rest['terminal'])
+  return Shard(observation=_read_column(replay_dir, index, 'observation', capacity), **rest)
 
 
 def write_shard(replay_dir: str | os.PathLike, index: int, shard: Shard) -> None:
@@ -368,7 +377,7 @@ def load(
   num_actions: int | None = None,
   max_rows_per_shard: int | None = None,
 ) -> ReplayData:
-  """Loads shards onto the default device.
+  """Loads shards onto the default device, through host memory: all frames and one shard's more.
 
   Args:
     replay_dir: the directory with the shards.
@@ -380,7 +389,7 @@ def load(
       of a million are its "1%".
 
   Raises:
-    FileNotFoundError: the directory, all shards, or a shard's file is missing.
+    FileNotFoundError: the directory, a shard, or a shard's file is missing.
     ValueError: bad arguments, a bad file (see `read_shard`), or no row to begin a transition at.
   """
   if n_step < 1 or not 0 <= discount <= 1:
@@ -394,35 +403,41 @@ def load(
   if len(set(chosen)) < len(chosen):
     raise ValueError(f'shards must differ from each other, got {chosen}')
 
-  columns, valid, returns = [], [], []
-  first_row = 0
-  for index in chosen:
-    shard = read_shard(replay_dir, index, num_actions=num_actions)
-    rows = min(shard.num_rows, max_rows_per_shard or shard.num_rows)
-    # Copies, so that the rest of the shard can be freed.
-    frames, action, reward, terminal = (column[:rows].copy() for column in shard.columns.values())
-    del shard
-    columns.append((frames, action, reward, terminal.astype(bool)))
-    valid.append(first_row + _valid_rows(terminal, n_step))
-    returns.append(_episode_returns(frames, reward, terminal))
-    first_row += rows
-
-  all_valid = np.concatenate(valid) if valid else np.zeros(0)
-  if not all_valid.size:
+  # The small files of all shards first: most bad input is then found within seconds.
+  small = [_read_small_files(replay_dir, index, num_actions) for index in chosen]
+  num_rows = [shard['add_count'] % len(shard['terminal']) for shard in small]
+  if max_rows_per_shard is not None:
+    num_rows = [min(rows, max_rows_per_shard) for rows in num_rows]
+  columns = {
+    name: [shard[name][:rows] for shard, rows in zip(small, num_rows, strict=True)]
+    for name in ('action', 'reward', 'terminal')
+  }
+  first_rows = np.cumsum([0, *num_rows])
+  valid = [
+    first_row + _valid_rows(terminal, n_step)
+    for first_row, terminal in zip(first_rows, columns['terminal'], strict=False)
+  ]
+  if not sum(map(len, valid)):
     raise ValueError(
       f'{replay_dir}: no valid transition in shards {chosen}: one needs '
       f'{STACK_SIZE + n_step} rows of one shard with no episode end among the first three'
     )
+
+  frames = np.empty((sum(num_rows), *FRAME_SHAPE), np.uint8)
+  returns = []
+  for i, (index, rows) in enumerate(zip(chosen, num_rows, strict=True)):
+    observation = _read_column(replay_dir, index, 'observation', len(small[i]['terminal']))
+    frames[first_rows[i] : first_rows[i + 1]] = observation[:rows]
+    returns.append(
+      _episode_returns(observation[:rows], columns['reward'][i], columns['terminal'][i])
+    )
   all_returns = np.concatenate(returns)
-  frames, action, reward, terminal = (
-    np.concatenate(column) for column in zip(*columns, strict=True)
-  )
   return ReplayData(
     frames=jnp.asarray(frames),
-    actions=jnp.asarray(action),
-    rewards=jnp.asarray(reward),
-    terminals=jnp.asarray(terminal),
-    valid=jnp.asarray(all_valid, jnp.int32),
+    actions=jnp.asarray(np.concatenate(columns['action'])),
+    rewards=jnp.asarray(np.concatenate(columns['reward'])),
+    terminals=jnp.asarray(np.concatenate(columns['terminal']).astype(bool)),
+    valid=jnp.asarray(np.concatenate(valid), jnp.int32),
     mean_episode_return=jnp.float32(all_returns.mean() if all_returns.size else np.nan),
     n_step=n_step,
     discount=discount,
@@ -438,6 +453,14 @@ def describe(data: ReplayData) -> str:
     f'bytes a row, {num_bytes / 1e9:.3f} GB resident; '
     f'mean logged return {float(data.mean_episode_return):.1f}'
   )
+
+
+def checksum(data: ReplayData) -> int:
+  """Tells logs apart: a CRC-32 of actions, rewards, terminals and valid rows."""
+  value = 0
+  for column in (data.actions, data.rewards, data.terminals, data.valid):
+    value = zlib.crc32(np.asarray(column).data, value)
+  return value
 
 
 def valid_rows(data: ReplayData) -> jax.Array:

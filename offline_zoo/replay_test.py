@@ -365,6 +365,7 @@ def test_a_damaged_file_is_named(copy, file: str, damage: str):
   with pytest.raises(ValueError) as error:
     replay.load(copy)
   assert str(error.value).startswith(f'{path}: expected a gzip-compressed .npy array')
+  assert '\n' not in str(error.value) and 'allow_pickle' not in str(error.value)
 
 
 def test_every_flipped_bit_is_harmless_or_found(copy):
@@ -393,10 +394,12 @@ def test_a_pickled_object_is_refused_and_never_run(copy, file: str, tmp_path):
   path = copy / f'{file}_ckpt.1.gz'
   npy = io.BytesIO()
   np.save(npy, np.array([Bomb()], dtype=object), allow_pickle=True)
-  for content in (npy.getvalue(), pickle.dumps(Bomb())):
+  huge_header = b'\x93NUMPY\x01\x00' + (60_000).to_bytes(2, 'little') + b' ' * 60_000
+  for content in (npy.getvalue(), pickle.dumps(Bomb()), huge_header):
     path.write_bytes(gzip.compress(content))
-    with pytest.raises(ValueError, match='expected a gzip-compressed'):
+    with pytest.raises(ValueError, match='expected a gzip-compressed') as error:
       replay.load(copy)
+    assert '\n' not in str(error.value) and 'allow_pickle' not in str(error.value)
   assert not (tmp_path / 'bomb').exists()
 
 
@@ -415,7 +418,7 @@ def test_a_pickled_object_is_refused_and_never_run(copy, file: str, tmp_path):
     ('$store$_reward', np.full(CAPACITY, np.nan, np.float32), 'finite rewards, got nan in row 0'),
     ('$store$_reward', np.full(CAPACITY, np.inf, np.float32), 'finite rewards, got inf in row 0'),
     ('$store$_terminal', np.zeros((), np.uint8), 'expected uint8'),
-    ('$store$_terminal', np.zeros(0, np.uint8), 'at least one row|some rows'),
+    ('$store$_terminal', np.zeros(0, np.uint8), 'at least one row, got none'),
     ('$store$_terminal', np.full(CAPACITY, 2, np.uint8), 'flags 0 or 1, got 2 in row 0'),
     ('add_count', np.float64(5), 'expected one count of rows, got float64'),
     ('add_count', np.array([5]), 'expected one count of rows'),

@@ -4,6 +4,7 @@ The agents are found by listing: a new directory with a `run_atari.py` is covere
 """
 
 import csv
+import fcntl
 import importlib
 import json
 import os
@@ -126,8 +127,9 @@ def test_results(agent, settings, tmp_path):
   with open(settings['results_csv_path']) as file:
     assert set(TIMING_COLUMNS) < set(next(csv.reader(file)))
   config = json.loads((tmp_path / 'run' / 'config.json').read_text())
-  assert config['flags']['agent'] == agent and config['flags']['eval_epsilon'] == 1.0
-  assert set(config['versions']) > {'jax', 'numpy', 'ale-py'}
+  assert config['agent'] == agent and config['flags']['eval_epsilon'] == 1.0
+  assert [session['from_iteration'] for session in config['sessions']] == [1]
+  assert set(config['sessions'][0]['versions']) > {'jax', 'numpy', 'ale-py'}
 
 
 # Resumption, bit for bit.
@@ -192,20 +194,24 @@ def test_a_signal_while_evaluating(agent, settings, tmp_path, monkeypatch):
 def test_sigkill_at_random_moments(agent, settings, tmp_path):
   """Three kills; for many, run benchmarks/kill.sh."""
   num_kills = int(os.environ.get('OFFLINE_ZOO_NUM_KILLS', '3'))
-  settings = {**settings, 'num_iterations': 2 + 2 * num_kills}
+  settings = {**settings, 'num_iterations': 3 * num_kills + 1}
   want = undisturbed(agent, settings, tmp_path)
   rng = np.random.default_rng(0)
-  log = tmp_path / 'log'
   for _ in range(num_kills):
-    with open(log, 'w') as file:
-      process = subprocess.Popen(command(agent, settings), env=environment(), stderr=file)
-    deadline = time.monotonic() + 120
-    while 'Checkpoint: ' not in log.read_text():
-      assert time.monotonic() < deadline and process.poll() is None, log.read_text()
-      time.sleep(0.01)
-    time.sleep(rng.uniform(0, 6))  # compiling, learning, evaluating, saving: some iterations
+    process = subprocess.Popen(
+      command(agent, settings), env=environment(), stderr=subprocess.PIPE, text=True
+    )
+    # After the checkpoint is restored, or one or two iterations later; then at any moment of
+    # compiling, learning, evaluating or saving.
+    num_lines = rng.integers(3)
+    for line in process.stderr:
+      num_lines -= 'iteration ' in line
+      if num_lines < 0 or ('Checkpoint: ' in line and num_lines == 0):
+        break
+    time.sleep(rng.uniform(0, 1))
     process.kill()
-    process.wait()
+    process.stderr.close()
+    assert process.wait() == -signal.SIGKILL
   assert run_there(agent, settings).returncode == 0
   assert rows(settings) == want[0]
   chex.assert_trees_all_equal(learnt(agent, settings), want[1])
@@ -222,7 +228,7 @@ def test_sigterm_ends_the_program_cleanly(agent, settings):
   process.send_signal(signal.SIGTERM)
   rest = process.stderr.read()
   assert process.wait(60) == 0
-  assert 'SIGTERM: stopping soon' in rest and 'Traceback' not in rest
+  assert 'SIGTERM: stopping' in rest and 'Traceback' not in rest
   assert len(rows(settings)) >= 2
 
 
@@ -262,10 +268,10 @@ def test_logs_of_another_game(agent, settings, tmp_path):
 @pytest.mark.parametrize(
   'changes, message',
   [
-    ({'environment_name': 'pong'}, 'its environment_name is breakout, not pong'),
-    ({'learning_rate': 1e-3}, r'its learning_rate is .*, not 0\.001'),
-    ({'shards': (1,)}, r'its shards is \[0\], not \[1\]'),
-    ({'max_rows_per_shard': 100}, 'max_rows_per_shard is None, not 100'),
+    ({'environment_name': 'pong'}, 'its --environment_name is breakout, not pong'),
+    ({'learning_rate': 1e-3}, r'its --learning_rate is .*, not 0\.001'),
+    ({'shards': (1,)}, r'its --shards is \[0\], not \[1\]'),
+    ({'max_rows_per_shard': 100}, '--max_rows_per_shard is None, not 100'),
   ],
 )
 def test_a_checkpoint_of_another_run(agent, settings, changes, message):
@@ -291,6 +297,30 @@ def test_a_checkpoint_of_another_agent_or_network(agent, settings, monkeypatch):
     run_here(agent, settings)
 
 
+def test_a_checkpoint_of_other_logs(agent, settings, tmp_path):
+  """The same flags, but the logs at that place have changed."""
+  shard = replay.read_shard(settings['replay_dir'], 0)
+  settings = {**settings, 'replay_dir': str(tmp_path / 'logs')}
+  replay.write_shard(settings['replay_dir'], 0, shard)
+  run_here(agent, {**settings, 'num_iterations': 1})
+  shard.reward[20] += 1
+  replay.write_shard(settings['replay_dir'], 0, shard)
+  with pytest.raises(ValueError, match="its logs' checksum is"):
+    run_here(agent, settings)
+
+
+def test_two_runs_do_not_share_a_directory(agent, settings, tmp_path):
+  run_here(agent, {**settings, 'num_iterations': 1})
+  other = {**settings, 'seed': 4, 'checkpoint_dir': str(tmp_path / 'elsewhere')}
+  other['results_csv_path'] = settings['results_csv_path'].replace('results', 'others')
+  with pytest.raises(FileExistsError, match=r'config\.json belongs to results\.csv'):
+    run_here(agent, other)
+  with open(tmp_path / 'run' / '.lock') as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    with pytest.raises(BlockingIOError, match='another run is writing'):
+      run_here(agent, settings)
+
+
 def test_results_without_their_checkpoint_are_not_overwritten(agent, settings, tmp_path):
   run_here(agent, {**settings, 'num_iterations': 1})
   before = rows(settings)
@@ -312,6 +342,10 @@ def test_nan_stops_the_run_and_keeps_the_last_checkpoint(agent, settings, monkey
     patch.setattr(replay, 'sample', poisoned)
     with pytest.raises(FloatingPointError, match=r'loss is (nan|inf) in iteration 2'):
       run_here(agent, settings)
+    # Should only the parameters show it, after an iteration's last update, they are not saved.
+    patch.setattr(parts.math, 'isfinite', lambda x: True)
+    with pytest.raises(FloatingPointError, match='not finite after update'):
+      run_here(agent, settings)
   assert rows(settings) == before
   run_here(agent, settings)
   assert len(rows(settings)) == 3
@@ -323,12 +357,32 @@ def test_a_full_disk_leaves_the_last_checkpoint(agent, settings):
   before = rows(settings), learnt(agent, {**settings, 'num_iterations': 1})
   failed = run_there(agent, settings, ('bash', '-c', 'ulimit -f 100; exec "$@"', '-'))
   assert failed.returncode == 1
-  assert 'could not write a checkpoint, the one before is untouched' in failed.stderr
+  assert 'could not write a checkpoint, an earlier one is untouched' in failed.stderr
   assert 'Traceback' not in failed.stderr
   assert rows(settings) == before[0]
   chex.assert_trees_all_equal(learnt(agent, {**settings, 'num_iterations': 1}), before[1])
   checkpoints = pathlib.Path(settings['results_csv_path']).parent / 'checkpoint'
   assert len(os.listdir(checkpoints)) == 1
+
+
+@pytest.mark.parametrize(
+  'flag, message',
+  [
+    ('--jax_platform_name=gpuu', 'error: --jax_platform_name=gpuu: not to be had here'),
+    ('--replay_dir=', 'error: --replay_dir=: expected a value, got nothing'),
+    ('--shards=a', 'error: --shards: expected integers, got a'),
+  ],
+)
+def test_flags_that_only_a_command_line_has(agent, settings, flag, message):
+  run = subprocess.run(
+    [*command(agent, settings), flag],
+    env=environment(),
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert run.returncode == 1
+  assert message in run.stderr and 'Traceback' not in run.stderr
 
 
 def test_errors_are_one_line_and_exit_code_1(agent, settings):

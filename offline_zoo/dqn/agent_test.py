@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from offline_zoo import networks, parts, processors, replay
-from offline_zoo.dqn import agent
+from offline_zoo.dqn import agent, run_atari
 
 
 @pytest.mark.parametrize('case', ['random', 'edge'])
@@ -175,7 +175,8 @@ def test_learn_compiles_once(mdp_logs):
     traces.append(frames.shape)
     return table(frames)
 
-  dqn = make_agent(replay.load(mdp_logs), counting)
+  optimizer = run_atari.make_optimizer(run_atari.Config())
+  dqn = make_agent(replay.load(mdp_logs), counting, optimizer=optimizer)
   dqn.learn(1)
   num_traces = len(traces)
   dqn.learn(5)
@@ -224,7 +225,7 @@ def test_acting_is_epsilon_greedy_and_a_function_of_the_key(mdp_logs):
 
   # Screens change with frame 4 of each repeat; the maximum over the last two shows from then on.
   decisions = play(greedy, 0, 16)[::4]
-  assert decisions == [(1, 3.0), (0, 2.0), (0, 2.0), (0, 2.0)] or decisions[0] == (1, 3.0)
+  assert decisions == [(1, 3.0), (0, 2.0), (0, 2.0), (0, 2.0)]
   actions = [[action for action, _ in play(random, key, 400)[::4]] for key in (0, 0, 1)]
   assert actions[0] == actions[1] != actions[2]
   assert 30 < sum(actions[0]) < 70
