@@ -8,7 +8,7 @@ from offline_zoo import atari_env
 
 @pytest.mark.parametrize('game', ['breakout', 'pong'])
 def test_the_emulator_gives_the_recorded_raw_frames(golden, game: str):
-  run = np.load(golden / 'preproc' / f'preproc_{game}.npz', allow_pickle=False)
+  run = dict(np.load(golden / 'preproc' / f'preproc_{game}.npz', allow_pickle=False))
   environment = atari_env.AtariEnv(game, sticky_action_probability=0.25, seed=int(run['gym_seed']))
   assert environment.action_meanings == list(run['action_meanings'])
   for i, action in enumerate(run['raw_action_requested']):

@@ -1,5 +1,6 @@
 """Settings and data that the tests share."""
 
+import os
 import pathlib
 
 import jax
@@ -8,6 +9,18 @@ import pytest
 # As parts.run sets them.
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_default_matmul_precision', 'float32')
+
+
+@pytest.fixture(scope='session', autouse=True)
+def compilation_cache(tmp_path_factory):
+  """Many tests, and the programs that they start, compile the same; here each does it once."""
+  directory = str(tmp_path_factory.mktemp('compiled'))
+  for name, value in (
+    ('jax_compilation_cache_dir', directory),
+    ('jax_persistent_cache_min_compile_time_secs', 0.1),
+  ):
+    jax.config.update(name, value)
+    os.environ[name.upper()] = str(value)
 
 
 @pytest.fixture(scope='session')

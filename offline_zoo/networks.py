@@ -14,6 +14,27 @@ class QNetworkOutputs(NamedTuple):
   q_values: jax.Array
 
 
+class QuantileNetworkOutputs(NamedTuple):
+  """Attributes: q_values: [B, A], means over quantiles; dist_q: [B, num_quantiles, A]."""
+
+  q_values: jax.Array
+  dist_q: jax.Array
+
+
+class MultiHeadNetworkOutputs(NamedTuple):
+  """Attributes: q_values: [B, A], means over heads; q_heads: [B, A, num_heads]."""
+
+  q_values: jax.Array
+  q_heads: jax.Array
+
+
+class BehaviourNetworkOutputs(NamedTuple):
+  """Attributes: q_values: [B, A]; behaviour_logits: [B, A], unnormalised log-probabilities."""
+
+  q_values: jax.Array
+  behaviour_logits: jax.Array
+
+
 def preprocess(frames: jax.Array) -> jax.Array:
   """Scales uint8 grey levels to float32 in [0, 1]."""
   return frames.astype(jnp.float32) / 255.0
@@ -45,5 +66,61 @@ def dqn_network(num_actions: int) -> hk.Transformed:
     w_init = hk.initializers.VarianceScaling(1.0, 'fan_avg', 'uniform')
     x = relu(hk.Linear(512, w_init=w_init)(nature_torso(frames, w_init)))
     return QNetworkOutputs(q_values=hk.Linear(num_actions, w_init=w_init)(x))
+
+  return hk.without_apply_rng(hk.transform(network))
+
+
+def _batch_rl_init() -> hk.initializers.Initializer:
+  """Variance scaling of 1/sqrt(3), fan in, uniform: U(-sqrt(sqrt(3) / fan_in), +same)."""
+  return hk.initializers.VarianceScaling(1.0 / 3.0**0.5, 'fan_in', 'uniform')
+
+
+def quantile_network(num_actions: int, num_quantiles: int) -> hk.Transformed:
+  """The DQN network with `num_quantiles` outputs for each action (Dabney et al. 2017).
+
+  Initialised as batch_rl does it: variance scaling of 1/sqrt(3), fan in, uniform; zero biases.
+  """
+
+  def network(frames: jax.Array) -> QuantileNetworkOutputs:
+    w_init = _batch_rl_init()
+    x = relu(hk.Linear(512, w_init=w_init)(nature_torso(frames, w_init)))
+    x = hk.Linear(num_quantiles * num_actions, w_init=w_init)(x)
+    dist_q = x.reshape(-1, num_quantiles, num_actions)
+    return QuantileNetworkOutputs(q_values=jnp.mean(dist_q, axis=1), dist_q=dist_q)
+
+  return hk.without_apply_rng(hk.transform(network))
+
+
+def multi_head_network(num_actions: int, num_heads: int) -> hk.Transformed:
+  """The DQN network with `num_heads` values for each action (Agarwal et al. 2020).
+
+  All heads share all layers but the last. Initialised as `quantile_network` is.
+  """
+
+  def network(frames: jax.Array) -> MultiHeadNetworkOutputs:
+    w_init = _batch_rl_init()
+    x = relu(hk.Linear(512, w_init=w_init)(nature_torso(frames, w_init)))
+    x = hk.Linear(num_actions * num_heads, w_init=w_init)(x)
+    q_heads = x.reshape(-1, num_actions, num_heads)
+    return MultiHeadNetworkOutputs(q_values=jnp.mean(q_heads, axis=-1), q_heads=q_heads)
+
+  return hk.without_apply_rng(hk.transform(network))
+
+
+def behaviour_network(num_actions: int) -> hk.Transformed:
+  """Shared convolutions, a stream of values and one of behaviour logits (Fujimoto et al. 2019).
+
+  Weights as PyTorch initialises layers, which the authors' code leaves to it: U(-1/sqrt(fan_in),
+  +same). Biases are zero here; PyTorch draws them like the weights.
+  """
+
+  def network(frames: jax.Array) -> BehaviourNetworkOutputs:
+    w_init = hk.initializers.VarianceScaling(1.0 / 3.0, 'fan_in', 'uniform')
+    features = nature_torso(frames, w_init)
+    streams = []
+    for name in ('q', 'behaviour'):
+      x = relu(hk.Linear(512, w_init=w_init, name=f'{name}_hidden')(features))
+      streams.append(hk.Linear(num_actions, w_init=w_init, name=name)(x))
+    return BehaviourNetworkOutputs(q_values=streams[0], behaviour_logits=streams[1])
 
   return hk.without_apply_rng(hk.transform(network))

@@ -535,10 +535,9 @@ def _first_line(error: Exception) -> str:
 
 
 def _check_ranges(config: Any) -> None:
-  positive = (
-    'batch_size', 'eval_steps', 'learning_rate', 'n_step', 'num_iterations',
-    'num_updates_per_iteration', 'target_network_update_period',
-  )  # fmt: skip
+  positive = [field.name for field in dataclasses.fields(config) if field.name.startswith('num_')]
+  positive += ['batch_size', 'eval_steps', 'learning_rate', 'n_step']
+  positive += ['target_network_update_period']
   for name in positive:
     if not getattr(config, name) > 0:
       raise ValueError(f'--{name}={getattr(config, name)}: expected more than 0')

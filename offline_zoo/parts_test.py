@@ -6,6 +6,8 @@ import io
 import os
 import resource
 import signal
+import subprocess
+import sys
 
 import dm_env
 import jax
@@ -366,3 +368,21 @@ def test_learn_loop_donates_and_averages(monkeypatch):
     assert after == 9.0
     assert metrics == {'state': np.mean([1.0, 3.0, 5.0, 7.0])}
     assert before.is_deleted()
+
+
+@pytest.mark.parametrize(
+  'flag, message',
+  [
+    ('--jax_platform_name=gpuu', 'error: --jax_platform_name=gpuu: not to be had here'),
+    ('--replay_dir=', 'error: --replay_dir=: expected a value, got nothing'),
+    ('--shards=a', 'error: --shards: expected integers, got a'),
+    ('pong', 'error: expected flags only, got pong'),
+  ],
+)
+def test_what_only_a_command_line_can_get_wrong(flag: str, message: str):
+  run = subprocess.run(
+    [sys.executable, '-m', 'offline_zoo.dqn.run_atari', flag],
+    capture_output=True, text=True, check=False,
+  )  # fmt: skip
+  assert run.returncode == 1
+  assert message in run.stderr and 'Traceback' not in run.stderr

@@ -5,10 +5,13 @@ The agents are found by listing: a new directory with a `run_atari.py` is covere
 
 import csv
 import fcntl
+import functools
 import importlib
+import inspect
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,9 +25,14 @@ from offline_zoo import atari_env, networks, parts, replay
 
 PACKAGE = pathlib.Path(__file__).parent
 AGENTS = sorted(path.parent.name for path in PACKAGE.glob('*/run_atari.py'))
+NUM_KILLS = int(os.environ.get('OFFLINE_ZOO_NUM_KILLS', '1'))
+NUM_ITERATIONS = 3 * NUM_KILLS + 1  # a kill comes before three more are done
 TIMING_COLUMNS = ('updates_per_second', 'eval_frame_rate', 'seconds')
 
-pytestmark = pytest.mark.parametrize('agent', AGENTS)
+# An agent's tests share runs, so they go to the same process.
+pytestmark = pytest.mark.parametrize(
+  'agent', [pytest.param(agent, marks=pytest.mark.xdist_group(agent)) for agent in AGENTS]
+)
 
 
 @pytest.fixture(scope='session')
@@ -32,22 +40,59 @@ def logs(golden):
   return golden / 'replay' / 'Breakout' / '1' / 'replay_logs'
 
 
-@pytest.fixture
-def settings(logs, tmp_path):
+def make_settings(logs, directory) -> dict:
   """A tiny run: random evaluation, because Breakout waits for FIRE until the frame limit."""
   return {
     'environment_name': 'breakout',
     'replay_dir': str(logs),
     'shards': (0,),
-    'results_csv_path': str(tmp_path / 'run' / 'results.csv'),
+    'results_csv_path': str(directory / 'run' / 'results.csv'),
     'seed': 3,
-    'num_iterations': 3,
+    'num_iterations': NUM_ITERATIONS,
     'num_updates_per_iteration': 4,
     'eval_steps': 1,
     'eval_epsilon': 1.0,
     'batch_size': 4,
     'target_network_update_period': 5,
   }
+
+
+@pytest.fixture
+def settings(logs, tmp_path):
+  return make_settings(logs, tmp_path)
+
+
+@pytest.fixture(scope='session')
+def undisturbed(logs, tmp_path_factory):
+  """Of each agent, an undisturbed run's settings, rows and learner state; made when asked for."""
+
+  @functools.cache
+  def run(agent: str):
+    settings = make_settings(logs, tmp_path_factory.mktemp(f'undisturbed_{agent}'))
+    run_here(agent, settings)
+    return settings, rows(settings), learnt(agent, settings)
+
+  return run
+
+
+@pytest.fixture(scope='session')
+def first_iteration(logs, tmp_path_factory):
+  """Of each agent, the directory of a run's first iteration; made when asked for."""
+
+  @functools.cache
+  def run(agent: str) -> pathlib.Path:
+    settings = make_settings(logs, tmp_path_factory.mktemp(f'first_{agent}'))
+    run_here(agent, {**settings, 'num_iterations': 1})
+    return pathlib.Path(settings['results_csv_path']).parent
+
+  return run
+
+
+@pytest.fixture
+def after_one(agent, settings, first_iteration):
+  """The settings of a run that has done its first iteration."""
+  shutil.copytree(first_iteration(agent), pathlib.Path(settings['results_csv_path']).parent)
+  return settings
 
 
 def run_here(agent: str, settings: dict) -> None:
@@ -100,21 +145,15 @@ def learnt(agent: str, settings: dict):
   return kept[0]
 
 
-def undisturbed(agent: str, settings: dict, directory: pathlib.Path):
-  settings = {**settings, 'results_csv_path': str(directory / 'undisturbed' / 'results.csv')}
-  run_here(agent, settings)
-  return rows(settings), learnt(agent, settings)
-
-
 # What a run leaves behind.
 
 
-def test_results(agent, settings, tmp_path):
-  run_here(agent, settings)
-  table = rows(settings)
-  assert [row['iteration'] for row in table] == ['1', '2', '3']
-  assert [row['num_updates'] for row in table] == ['4', '8', '12']
-  assert [row['frame'] for row in table] == ['64', '128', '192']
+def test_results(agent, undisturbed):
+  settings, table, _ = undisturbed(agent)
+  numbers = range(1, NUM_ITERATIONS + 1)
+  assert [int(row['iteration']) for row in table] == [*numbers]
+  assert [int(row['num_updates']) for row in table] == [4 * i for i in numbers]
+  assert [int(row['frame']) for row in table] == [64 * i for i in numbers]
   stream_mean = float(replay.load(settings['replay_dir'], [0]).mean_episode_return)
   for row in table:
     score = float(row['eval_episode_return'])
@@ -126,7 +165,9 @@ def test_results(agent, settings, tmp_path):
     assert np.isfinite([float(value) for value in values]).all()
   with open(settings['results_csv_path']) as file:
     assert set(TIMING_COLUMNS) < set(next(csv.reader(file)))
-  config = json.loads((tmp_path / 'run' / 'config.json').read_text())
+  config = json.loads(
+    pathlib.Path(settings['results_csv_path']).with_name('config.json').read_text()
+  )
   assert config['agent'] == agent and config['flags']['eval_epsilon'] == 1.0
   assert [session['from_iteration'] for session in config['sessions']] == [1]
   assert set(config['sessions'][0]['versions']) > {'jax', 'numpy', 'ale-py'}
@@ -135,18 +176,23 @@ def test_results(agent, settings, tmp_path):
 # Resumption, bit for bit.
 
 
-def test_more_iterations_go_on_where_a_run_ended(agent, settings, tmp_path):
-  want = undisturbed(agent, settings, tmp_path)
-  run_here(agent, {**settings, 'num_iterations': 1})
-  assert len(rows(settings)) == 1
-  run_here(agent, settings)
-  assert rows(settings) == want[0]
-  chex.assert_trees_all_equal(learnt(agent, settings), want[1])
+def assert_as_undisturbed(agent: str, settings: dict, undisturbed) -> None:
+  _, want_rows, want_state = undisturbed(agent)
+  assert rows(settings) == want_rows
+  chex.assert_trees_all_equal(learnt(agent, settings), want_state)
+
+
+def test_more_iterations_go_on_where_a_run_ended(agent, after_one, undisturbed):
+  assert len(rows(after_one)) == 1
+  run_here(agent, after_one)
+  assert_as_undisturbed(agent, after_one, undisturbed)
 
 
 def test_a_signal_while_learning(agent, settings, tmp_path, monkeypatch):
   monkeypatch.setattr(parts, 'MAX_UPDATES_PER_CHUNK', 1)
-  want = undisturbed(agent, settings, tmp_path)
+  settings = {**settings, 'num_iterations': 2}
+  other = {**settings, 'results_csv_path': str(tmp_path / 'other' / 'results.csv')}
+  run_here(agent, other)
   learn_iteration, calls = parts.learn_iteration, []
 
   def interrupted(learner, progress, num_updates, stop):
@@ -167,12 +213,11 @@ def test_a_signal_while_learning(agent, settings, tmp_path, monkeypatch):
   assert len(calls) == 6
   assert len(rows(settings)) == 1
   run_here(agent, settings)
-  assert rows(settings) == want[0]
-  chex.assert_trees_all_equal(learnt(agent, settings), want[1])
+  assert rows(settings) == rows(other)
+  chex.assert_trees_all_equal(learnt(agent, settings), learnt(agent, other))
 
 
-def test_a_signal_while_evaluating(agent, settings, tmp_path, monkeypatch):
-  want = undisturbed(agent, settings, tmp_path)
+def test_a_signal_while_evaluating(agent, settings, undisturbed, monkeypatch):
   step, calls = atari_env.AtariEnv.step, []
 
   def interrupted(self, action):
@@ -187,17 +232,13 @@ def test_a_signal_while_evaluating(agent, settings, tmp_path, monkeypatch):
   assert len(calls) == 50
   assert not os.path.exists(settings['results_csv_path'])  # no row yet
   run_here(agent, settings)
-  assert rows(settings) == want[0]
-  chex.assert_trees_all_equal(learnt(agent, settings), want[1])
+  assert_as_undisturbed(agent, settings, undisturbed)
 
 
-def test_sigkill_at_random_moments(agent, settings, tmp_path):
-  """Three kills; for many, run benchmarks/kill.sh."""
-  num_kills = int(os.environ.get('OFFLINE_ZOO_NUM_KILLS', '3'))
-  settings = {**settings, 'num_iterations': 3 * num_kills + 1}
-  want = undisturbed(agent, settings, tmp_path)
-  rng = np.random.default_rng(0)
-  for _ in range(num_kills):
+def test_sigkill_at_random_moments(agent, settings, undisturbed):
+  """A few kills; for many, run benchmarks/kill.sh."""
+  rng = np.random.default_rng(list(agent.encode()))
+  for _ in range(NUM_KILLS):
     process = subprocess.Popen(
       command(agent, settings), env=environment(), stderr=subprocess.PIPE, text=True
     )
@@ -213,8 +254,7 @@ def test_sigkill_at_random_moments(agent, settings, tmp_path):
     process.stderr.close()
     assert process.wait() == -signal.SIGKILL
   assert run_there(agent, settings).returncode == 0
-  assert rows(settings) == want[0]
-  chex.assert_trees_all_equal(learnt(agent, settings), want[1])
+  assert_as_undisturbed(agent, settings, undisturbed)
 
 
 def test_sigterm_ends_the_program_cleanly(agent, settings):
@@ -274,64 +314,57 @@ def test_logs_of_another_game(agent, settings, tmp_path):
     ({'max_rows_per_shard': 100}, '--max_rows_per_shard is None, not 100'),
   ],
 )
-def test_a_checkpoint_of_another_run(agent, settings, changes, message):
-  run_here(agent, {**settings, 'num_iterations': 1})
-  before = rows(settings)
+def test_a_checkpoint_of_another_run(agent, after_one, changes, message):
+  before = rows(after_one)
   with pytest.raises(ValueError, match=message):
-    run_here(agent, {**settings, **changes})
-  assert rows(settings) == before
+    run_here(agent, {**after_one, **changes})
+  assert rows(after_one) == before
 
 
-def test_a_checkpoint_of_another_agent_or_network(agent, settings, monkeypatch):
-  run_here(agent, {**settings, 'num_iterations': 1})
+def test_a_checkpoint_of_another_agent_or_network(agent, after_one, monkeypatch):
   with monkeypatch.context() as patch:
     torso = networks.nature_torso
     patch.setattr(networks, 'nature_torso', lambda *args: torso(*args)[:, :100])
     with pytest.raises(ValueError, match='another network'):
-      run_here(agent, settings)
+      run_here(agent, after_one)
   results = parts.Results.__init__
   monkeypatch.setattr(
     parts.Results, '__init__', lambda self, config, name: results(self, config, 'other')
   )
   with pytest.raises(ValueError, match=f'its agent is {agent}, not other'):
-    run_here(agent, settings)
+    run_here(agent, after_one)
 
 
-def test_a_checkpoint_of_other_logs(agent, settings, tmp_path):
-  """The same flags, but the logs at that place have changed."""
-  shard = replay.read_shard(settings['replay_dir'], 0)
-  settings = {**settings, 'replay_dir': str(tmp_path / 'logs')}
-  replay.write_shard(settings['replay_dir'], 0, shard)
-  run_here(agent, {**settings, 'num_iterations': 1})
+def test_a_checkpoint_of_other_logs(agent, after_one, tmp_path):
+  """The logs may move, but not change."""
+  shard = replay.read_shard(after_one['replay_dir'], 0)
   shard.reward[20] += 1
-  replay.write_shard(settings['replay_dir'], 0, shard)
+  replay.write_shard(tmp_path / 'logs', 0, shard)
   with pytest.raises(ValueError, match="its logs' checksum is"):
-    run_here(agent, settings)
+    run_here(agent, {**after_one, 'replay_dir': str(tmp_path / 'logs')})
 
 
-def test_two_runs_do_not_share_a_directory(agent, settings, tmp_path):
-  run_here(agent, {**settings, 'num_iterations': 1})
-  other = {**settings, 'seed': 4, 'checkpoint_dir': str(tmp_path / 'elsewhere')}
-  other['results_csv_path'] = settings['results_csv_path'].replace('results', 'others')
+def test_two_runs_do_not_share_a_directory(agent, after_one, tmp_path):
+  other = {**after_one, 'seed': 4, 'checkpoint_dir': str(tmp_path / 'elsewhere')}
+  other['results_csv_path'] = after_one['results_csv_path'].replace('results', 'others')
   with pytest.raises(FileExistsError, match=r'config\.json belongs to results\.csv'):
     run_here(agent, other)
   with open(tmp_path / 'run' / '.lock') as lock:
     fcntl.flock(lock, fcntl.LOCK_EX)
     with pytest.raises(BlockingIOError, match='another run is writing'):
-      run_here(agent, settings)
+      run_here(agent, after_one)
 
 
-def test_results_without_their_checkpoint_are_not_overwritten(agent, settings, tmp_path):
-  run_here(agent, {**settings, 'num_iterations': 1})
-  before = rows(settings)
+def test_results_without_their_checkpoint_are_not_overwritten(agent, after_one, tmp_path):
+  before = rows(after_one)
   with pytest.raises(FileExistsError, match=r'--results_csv_path=.*no checkpoint'):
-    run_here(agent, {**settings, 'checkpoint_dir': str(tmp_path / 'elsewhere')})
-  assert rows(settings) == before
+    run_here(agent, {**after_one, 'checkpoint_dir': str(tmp_path / 'elsewhere')})
+  assert rows(after_one) == before
 
 
-def test_nan_stops_the_run_and_keeps_the_last_checkpoint(agent, settings, monkeypatch):
-  run_here(agent, {**settings, 'num_iterations': 1})
-  before = rows(settings)
+def test_nan_stops_the_run_and_keeps_the_last_checkpoint(agent, after_one, monkeypatch):
+  before = rows(after_one)
+  first = learnt(agent, {**after_one, 'num_iterations': 1})
   sample = replay.sample
 
   def poisoned(*args):
@@ -341,48 +374,27 @@ def test_nan_stops_the_run_and_keeps_the_last_checkpoint(agent, settings, monkey
   with monkeypatch.context() as patch:
     patch.setattr(replay, 'sample', poisoned)
     with pytest.raises(FloatingPointError, match=r'loss is (nan|inf) in iteration 2'):
-      run_here(agent, settings)
+      run_here(agent, after_one)
     # Should only the parameters show it, after an iteration's last update, they are not saved.
     patch.setattr(parts.math, 'isfinite', lambda x: True)
     with pytest.raises(FloatingPointError, match='not finite after update'):
-      run_here(agent, settings)
-  assert rows(settings) == before
-  run_here(agent, settings)
-  assert len(rows(settings)) == 3
+      run_here(agent, after_one)
+  assert rows(after_one) == before
+  chex.assert_trees_all_equal(learnt(agent, {**after_one, 'num_iterations': 1}), first)
 
 
-def test_a_full_disk_leaves_the_last_checkpoint(agent, settings):
+def test_a_full_disk_leaves_the_last_checkpoint(agent, after_one):
   """Files of at most 100 kB, which is what a full disk looks like to a checkpoint."""
-  run_here(agent, {**settings, 'num_iterations': 1})
-  before = rows(settings), learnt(agent, {**settings, 'num_iterations': 1})
-  failed = run_there(agent, settings, ('bash', '-c', 'ulimit -f 100; exec "$@"', '-'))
+  before = rows(after_one)
+  first = learnt(agent, {**after_one, 'num_iterations': 1})
+  failed = run_there(agent, after_one, ('bash', '-c', 'ulimit -f 100; exec "$@"', '-'))
   assert failed.returncode == 1
   assert 'could not write a checkpoint, an earlier one is untouched' in failed.stderr
   assert 'Traceback' not in failed.stderr
-  assert rows(settings) == before[0]
-  chex.assert_trees_all_equal(learnt(agent, {**settings, 'num_iterations': 1}), before[1])
-  checkpoints = pathlib.Path(settings['results_csv_path']).parent / 'checkpoint'
+  assert rows(after_one) == before
+  checkpoints = pathlib.Path(after_one['results_csv_path']).parent / 'checkpoint'
   assert len(os.listdir(checkpoints)) == 1
-
-
-@pytest.mark.parametrize(
-  'flag, message',
-  [
-    ('--jax_platform_name=gpuu', 'error: --jax_platform_name=gpuu: not to be had here'),
-    ('--replay_dir=', 'error: --replay_dir=: expected a value, got nothing'),
-    ('--shards=a', 'error: --shards: expected integers, got a'),
-  ],
-)
-def test_flags_that_only_a_command_line_has(agent, settings, flag, message):
-  run = subprocess.run(
-    [*command(agent, settings), flag],
-    env=environment(),
-    capture_output=True,
-    text=True,
-    check=False,
-  )
-  assert run.returncode == 1
-  assert message in run.stderr and 'Traceback' not in run.stderr
+  chex.assert_trees_all_equal(learnt(agent, {**after_one, 'num_iterations': 1}), first)
 
 
 def test_errors_are_one_line_and_exit_code_1(agent, settings):
@@ -391,3 +403,24 @@ def test_errors_are_one_line_and_exit_code_1(agent, settings):
   assert run.returncode == 1
   assert run.stderr.strip() == 'error: /nowhere/logs: no such replay directory'
   assert 'Traceback' in run_there(agent, {**settings, 'debug': True}).stderr
+
+
+# The creed: agents repeat each other's text rather than share it, so that each can be read alone.
+
+
+def test_agents_differ_only_where_they_are_listed_to(agent):
+  """What learning and acting have in common must stay the same in every agent."""
+  pieces = []
+  for name in (agent, 'dqn'):
+    module = importlib.import_module(f'offline_zoo.{name}.agent')
+    learner = next(
+      member
+      for member in vars(module).values()
+      if hasattr(member, 'learn') and inspect.isclass(member)
+    )
+    methods = ('learn', 'reset', 'step', 'get_state', 'set_state', 'statistics')
+    functions = [vars(learner)[method] for method in methods]
+    functions = [getattr(function, 'fget', function) for function in functions]
+    pieces.append([inspect.getsource(x) for x in (*functions, module.LearnerState)])
+  for ours, theirs in zip(*pieces, strict=True):
+    assert ours == theirs

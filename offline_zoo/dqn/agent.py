@@ -88,12 +88,12 @@ class Dqn:
     self.data = data
     self._processor = processor
     rng_key, init_key, self._act_key = jax.random.split(rng_key, 3)
-    online_params = network.init(init_key, jnp.zeros((1, 84, 84, 4), jnp.uint8))
+    online_params = jax.jit(network.init)(init_key, jnp.zeros((1, 84, 84, 4), jnp.uint8))
     self._state = LearnerState(
       rng_key=rng_key,
       online_params=online_params,
       target_params=jax.tree.map(jnp.copy, online_params),  # donated state must not share arrays
-      opt_state=optimizer.init(online_params),
+      opt_state=jax.jit(optimizer.init)(online_params),
       num_updates=jnp.zeros((), jnp.int32),
     )
 

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from offline_zoo import networks, parts, processors, replay
+from offline_zoo import networks, parts, processors, replay, testing
 from offline_zoo.dqn import agent, run_atari
 
 
@@ -51,42 +51,15 @@ def test_shapes_are_checked():
     agent.loss(jnp.ones((2, 3)), jnp.zeros(2, int), jnp.ones((2, 1)), jnp.ones(2), jnp.ones((2, 3)))
 
 
-# A two-state MDP: action a leads to state a; in state 1, action 1 ends the episode instead.
-REWARDS = np.array([[0.0, -0.2], [0.3, 1.0]])
-DISCOUNT = 0.9
-
-
-def optimal_values() -> np.ndarray:
-  """Q* in closed form. Going 0 -> 1 -> end is worth -0.2 + 0.9; the loop 1 -> 0 -> 1 at best
-  0.3 + 0.9 * (-0.2 + 0.9 * 1) and less than ending, so ending is optimal in state 1."""
-  v1 = 1.0
-  v0 = REWARDS[0, 1] + DISCOUNT * v1
-  return np.array([[DISCOUNT * v0, v0], [REWARDS[1, 0] + DISCOUNT * v0, v1]])
-
-
 @pytest.fixture(scope='module')
 def mdp_logs(tmp_path_factory):
   directory = tmp_path_factory.mktemp('mdp')
-  writer = replay.ShardWriter(directory, capacity=150)
-  rng = np.random.default_rng(0)
-  while writer.num_transitions < 400:
-    writer.start_episode()
-    state, ended = 0, False
-    while not ended:
-      action = int(rng.integers(2))
-      ended = state == 1 and action == 1
-      frame = np.full((84, 84), 10 * (state + 1), np.uint8)
-      writer.add(frame, action, REWARDS[state, action], ended)
-      state = action
-  writer.close()
+  testing.write_logs(directory)
   return directory
 
 
 def table(frames: jax.Array) -> networks.QNetworkOutputs:
-  """One value for each state, told by the newest frame's grey, and action."""
-  state = frames[:, 0, 0, -1].astype(jnp.int32) // 10 - 1
-  values = hk.get_parameter('q', (2, 2), init=jnp.zeros)
-  return networks.QNetworkOutputs(q_values=values[state])
+  return networks.QNetworkOutputs(q_values=testing.table('q', frames, 2))
 
 
 def make_agent(data: replay.ReplayData, network=table, **settings) -> agent.Dqn:
@@ -113,25 +86,25 @@ def q_table(dqn: agent.Dqn) -> np.ndarray:
 def test_learn_reaches_the_optimal_values_of_an_mdp(mdp_logs, monkeypatch, backend: str):
   """In both forms of `learn`; the one for accelerators runs on CPU as well."""
   monkeypatch.setattr(jax, 'default_backend', lambda: backend)
-  dqn = make_agent(replay.load(mdp_logs, discount=DISCOUNT))
+  dqn = make_agent(replay.load(mdp_logs, discount=testing.DISCOUNT))
   metrics = [dqn.learn(100) for _ in range(6)]
-  np.testing.assert_allclose(q_table(dqn), optimal_values(), atol=1e-4)
+  np.testing.assert_allclose(q_table(dqn), testing.optimal_values(), atol=1e-4)
   assert metrics[0]['loss'] > 1e-3 and metrics[-1]['loss'] < 1e-7
   # Batches are uniform over the logged rows, so mean metrics are means over those.
   batch = replay.gather(dqn.data, replay.valid_rows(dqn.data))
-  states = np.asarray(batch.s_tm1[:, 0, 0, -1]) // 10 - 1
-  q_max = optimal_values().max(axis=1)[states].mean()
+  states = testing.states(batch.s_tm1)
+  q_max = testing.optimal_values().max(axis=1)[states].mean()
   assert metrics[-1]['q_max'] == pytest.approx(q_max, abs=0.02)
-  q_logged = optimal_values()[states, batch.a_tm1].mean()
+  q_logged = testing.optimal_values()[states, batch.a_tm1].mean()
   assert metrics[-1]['q_logged_action'] == pytest.approx(q_logged, abs=0.02)
 
 
 def test_n_step_learning_reaches_the_behaviours_mixture(mdp_logs):
   """With n steps logged actions are followed: the fixed point is computed by iteration here."""
-  data = replay.load(mdp_logs, n_step=3, discount=DISCOUNT)
+  data = replay.load(mdp_logs, n_step=3, discount=testing.DISCOUNT)
   batch = replay.gather(data, replay.valid_rows(data))
-  s, a = np.asarray(batch.s_tm1[:, 0, 0, -1]) // 10 - 1, np.asarray(batch.a_tm1)
-  s_next = np.where(batch.discount_t > 0, np.asarray(batch.s_t[:, 0, 0, -1]) // 10 - 1, 0)
+  s, a = np.asarray(testing.states(batch.s_tm1)), np.asarray(batch.a_tm1)
+  s_next = np.where(batch.discount_t > 0, testing.states(batch.s_t), 0)
   q = np.zeros((2, 2))
   for _ in range(200):
     targets = batch.r_t + batch.discount_t * q.max(axis=1)[s_next]

@@ -1,4 +1,4 @@
-"""Trains offline DQN on logged Atari play, evaluating it in the emulator after each iteration."""
+"""Trains offline DQN on logged Atari play and evaluates it after each iteration."""
 
 import dataclasses
 

@@ -1,0 +1,241 @@
+"""Offline BCQ: discrete batch-constrained Q-learning (Fujimoto et al. 2019).
+
+  allowed(s) = {a : p(a|s) / max_a' p(a'|s) > threshold},  p the behaviour policy, learnt as well
+  y = r + discount * Q_target(s', argmax over allowed(s') of Q(s', .))
+  loss = Huber(y - Q(s, a)) - log p(a|s) + penalty * mean_a logit(a|s)^2
+
+Differences from the paper:
+
+* SAME padding in the convolutions, as in Dopamine and batch_rl; the authors' code has VALID.
+* Batches are drawn anew from all loaded data; the authors hold a million transitions.
+* Evaluation is as everywhere here, epsilon 0.001 under sticky actions.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import chex
+import dm_env
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import rlax
+
+from offline_zoo import parts, processors, replay
+
+
+class LearnerState(NamedTuple):
+  """All that `learn` changes."""
+
+  rng_key: jax.Array
+  online_params: hk.Params
+  target_params: hk.Params
+  opt_state: optax.OptState
+  num_updates: jax.Array  # [] int32
+
+
+def masked_values(q_values: jax.Array, behaviour_logits: jax.Array, threshold: float) -> jax.Array:
+  """The values, -inf for actions that the behaviour policy finds too unlikely: [..., A].
+
+  Fujimoto et al. 2019, equation 4: an action is allowed when its probability is strictly more than
+  `threshold` of the most likely one's, as in the authors' code; Tianshou allows equality.
+
+  Args:
+    q_values: [..., A].
+    behaviour_logits: [..., A] unnormalised log-probabilities.
+    threshold: in [0, 1); 0 allows every action.
+  """
+  best = jnp.max(behaviour_logits, axis=-1, keepdims=True)
+  # Logits differ by the logarithm of the probabilities' ratio.
+  return jnp.where(behaviour_logits - best > jnp.log(threshold), q_values, -jnp.inf)
+
+
+def loss(
+  q_tm1: jax.Array,
+  behaviour_logits_tm1: jax.Array,
+  a_tm1: jax.Array,
+  r_t: jax.Array,
+  discount_t: jax.Array,
+  q_t: jax.Array,
+  behaviour_logits_t: jax.Array,
+  q_target_t: jax.Array,
+  threshold: float,
+  behaviour_weight: float,
+  logits_penalty: float,
+) -> jax.Array:
+  """Huber loss of the value, plus losses of the behaviour policy, per example [B].
+
+  The behaviour policy's are the negative log-likelihood of the logged action and the mean squared
+  logit (Fujimoto et al. 2019, equation 5, and the authors' code).
+
+  Args:
+    q_tm1: [B, A] online values of the states acted in.
+    behaviour_logits_tm1: [B, A] online behaviour logits of the same.
+    a_tm1: [B] the logged actions.
+    r_t: [B] rewards.
+    discount_t: [B] discounts, 0 where the episode ended.
+    q_t: [B, A] online values of the next states: choose the next action.
+    behaviour_logits_t: [B, A] online behaviour logits of the same: restrict that choice.
+    q_target_t: [B, A] target-network values of the next states; no gradient flows into them or into
+      the choice.
+    threshold: see `masked_values`.
+    behaviour_weight: of the log-likelihood.
+    logits_penalty: weight of the squared logits.
+  """
+  tables = [q_tm1, behaviour_logits_tm1, q_t, behaviour_logits_t, q_target_t]
+  chex.assert_rank([*tables, a_tm1, r_t, discount_t], [2] * len(tables) + [1, 1, 1])
+  chex.assert_equal_shape(tables)
+  selector_t = masked_values(q_t, behaviour_logits_t, threshold)
+  td_errors = jax.vmap(rlax.double_q_learning)(
+    q_tm1, a_tm1, r_t, discount_t, q_target_t, selector_t
+  )
+  log_policy = jax.nn.log_softmax(behaviour_logits_tm1)
+  return (
+    rlax.huber_loss(td_errors, delta=1.0)
+    - behaviour_weight * rlax.batched_index(log_policy, a_tm1)
+    + logits_penalty * jnp.mean(jnp.square(behaviour_logits_tm1), axis=-1)
+  )
+
+
+class Bcq:
+  """Learns from a replay, acts epsilon-greedily among the actions that the mask allows."""
+
+  def __init__(
+    self,
+    *,
+    network: hk.Transformed,
+    optimizer: optax.GradientTransformation,
+    data: replay.ReplayData,
+    processor: processors.AtariProcessor,
+    batch_size: int,
+    target_network_update_period: int,
+    threshold: float,
+    behaviour_weight: float,
+    logits_penalty: float,
+    eval_epsilon: float,
+    rng_key: jax.Array,
+  ):
+    """Initialises the network.
+
+    Args:
+      network: of outputs with `.q_values` and `.behaviour_logits`, without apply rng.
+      optimizer: of the online parameters.
+      data: what to learn from; may be replaced between calls of `learn`.
+      processor: turns raw timesteps into stacks of frames.
+      batch_size: of an update.
+      target_network_update_period: updates between copies of online to target parameters.
+      threshold: see `masked_values`; in learning and in acting.
+      behaviour_weight: of the behaviour policy's log-likelihood.
+      logits_penalty: weight of the squared behaviour logits.
+      eval_epsilon: probability of a uniformly random action in `step`.
+      rng_key: of initialisation, sampling and, until `reset` is given another, acting.
+
+    Raises:
+      ValueError: the threshold would allow no action.
+    """
+    if not 0 <= threshold < 1:
+      raise ValueError(f'threshold must lie in [0, 1), got {threshold}')
+    self.data = data
+    self._processor = processor
+    rng_key, init_key, self._act_key = jax.random.split(rng_key, 3)
+    online_params = jax.jit(network.init)(init_key, jnp.zeros((1, 84, 84, 4), jnp.uint8))
+    self._state = LearnerState(
+      rng_key=rng_key,
+      online_params=online_params,
+      target_params=jax.tree.map(jnp.copy, online_params),  # donated state must not share arrays
+      opt_state=jax.jit(optimizer.init)(online_params),
+      num_updates=jnp.zeros((), jnp.int32),
+    )
+
+    def update(
+      state: LearnerState, data: replay.ReplayData
+    ) -> tuple[LearnerState, dict[str, jax.Array]]:
+      """One gradient step on one batch."""
+      rng_key, sample_key = jax.random.split(state.rng_key)
+      batch = replay.sample(data, sample_key, batch_size)
+
+      def mean_loss(online_params: hk.Params) -> tuple[jax.Array, jax.Array]:
+        online_tm1 = network.apply(online_params, batch.s_tm1)
+        online_t = network.apply(online_params, batch.s_t)
+        target_t = network.apply(state.target_params, batch.s_t)
+        losses = loss(
+          online_tm1.q_values,
+          online_tm1.behaviour_logits,
+          batch.a_tm1,
+          batch.r_t,
+          batch.discount_t,
+          online_t.q_values,
+          online_t.behaviour_logits,
+          target_t.q_values,
+          threshold,
+          behaviour_weight,
+          logits_penalty,
+        )
+        return jnp.mean(losses), online_tm1.q_values
+
+      (mean, q_tm1), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.online_params)
+      updates, opt_state = optimizer.update(grads, state.opt_state, state.online_params)
+      online_params = optax.apply_updates(state.online_params, updates)
+      num_updates = state.num_updates + 1
+      target_params = optax.periodic_update(
+        online_params, state.target_params, num_updates, target_network_update_period
+      )
+      metrics = {
+        'loss': mean,
+        'q_logged_action': jnp.mean(rlax.batched_index(q_tm1, batch.a_tm1)),
+        'q_max': jnp.mean(jnp.max(q_tm1, axis=-1)),
+      }
+      return LearnerState(rng_key, online_params, target_params, opt_state, num_updates), metrics
+
+    def act(
+      online_params: hk.Params, rng_key: jax.Array, s_t: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+      """The next key, an epsilon-greedy action and the greedy one's value."""
+      rng_key, epsilon_key, action_key = jax.random.split(rng_key, 3)
+      online_t = network.apply(online_params, s_t[None])
+      q_t = masked_values(online_t.q_values, online_t.behaviour_logits, threshold)[0]
+      random_action = jax.random.randint(action_key, (), 0, len(q_t))
+      is_random = jax.random.uniform(epsilon_key) < eval_epsilon
+      return rng_key, jnp.where(is_random, random_action, jnp.argmax(q_t)), jnp.max(q_t)
+
+    self._learn = parts.learn_loop(update)
+    self._act = jax.jit(act)
+    self.reset()
+
+  def learn(self, num_updates: int) -> Mapping[str, float]:
+    """Makes this many updates; returns the mean of each metric over them."""
+    self._state, metrics = self._learn(self._state, self.data, num_updates)
+    return metrics
+
+  def reset(self, rng_key: jax.Array | None = None) -> None:
+    """Begins an episode; with a key, all acting from now on is a function of it."""
+    self._processor.reset()
+    self._action = 0
+    self._state_value = 0.0
+    if rng_key is not None:
+      self._act_key = rng_key
+
+  def step(self, timestep: dm_env.TimeStep) -> int:
+    """Takes a raw timestep; returns a new action, or between decisions the last one again."""
+    processed = self._processor(timestep)
+    if processed is not None and not processed.last():
+      self._act_key, action, value = self._act(
+        self._state.online_params, self._act_key, processed.observation
+      )
+      self._action, self._state_value = int(action), float(value)
+    return self._action
+
+  def get_state(self) -> LearnerState:
+    """A copy of the learner's state, as NumPy arrays."""
+    return jax.tree.map(np.array, self._state)
+
+  def set_state(self, state: LearnerState) -> None:
+    """Goes on from a state that `get_state` gave."""
+    self._state = jax.tree.map(jnp.array, state)
+
+  @property
+  def statistics(self) -> Mapping[str, float]:
+    """`state_value`: the largest action value where the agent last decided."""
+    return {'state_value': self._state_value}

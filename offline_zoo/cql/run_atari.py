@@ -1,0 +1,95 @@
+"""Trains offline CQL on logged Atari play and evaluates it after each iteration."""
+
+import dataclasses
+
+import jax
+import optax
+from absl import logging
+
+from offline_zoo import atari_env, demo_logs, networks, parts, processors, replay
+from offline_zoo.cql import agent
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """The experiment; each field is a flag. "Paper" is Kumar et al. 2020, as its code has it.
+
+  That code counts agent steps, of which there are four to an update: its 250,000 an iteration and
+  target period of 8,000 are the 62,500 and 2,000 here.
+  """
+
+  environment_name: str = 'pong'  # snake_case name of a game, see atari_data.py
+  replay_dir: str | None = None  # directory of log shards; default: demo logs, made if missing
+  shards: tuple[int, ...] | None = None  # numbers of the shards to load; default: all
+  max_rows_per_shard: int | None = None  # first rows of each shard to load (CQL's 1%: 10000)
+  results_csv_path: str | None = None  # default: runs/cql/<environment_name>/<seed>/results.csv
+  checkpoint_dir: str | None = None  # default: checkpoint, beside the CSV
+  seed: int = 1  # of initialisation, sampling and evaluation
+  num_iterations: int = 200  # paper
+  num_updates_per_iteration: int = 62_500  # gradient updates; paper
+  eval_steps: int = 125_000  # agent steps after each iteration, in whole episodes; paper
+  eval_epsilon: float = 0.001  # probability of a random action in evaluation; paper
+  sticky_action_probability: float = 0.25  # per emulator frame; Machado et al. 2018
+  batch_size: int = 32  # transitions an update; paper
+  n_step: int = 1  # horizon of the return; paper
+  discount: float = 0.99  # of one agent step; paper
+  target_network_update_period: int = 2_000  # gradient updates; paper
+  num_quantiles: int = 200  # paper
+  alpha: float = 1.0  # authors' gin file; their README says 4 for 1% of the data, 1 for 10%
+  double_q: bool = False  # online network chooses the next action, as in Tianshou and d3rlpy
+  learning_rate: float = 0.00005  # of Adam; paper
+  adam_epsilon: float = 0.0003125  # 0.01 / 32; authors' code
+  jax_platform_name: str | None = None  # cpu or cuda; default: JAX's choice
+  debug: bool = False  # tracebacks for errors
+
+
+def main(config: Config) -> None:
+  """Runs the experiment, or what is left of it."""
+  results = parts.Results(config, 'cql')
+
+  def make_environment(seed: int) -> atari_env.AtariEnv:
+    return atari_env.AtariEnv(
+      config.environment_name,
+      sticky_action_probability=config.sticky_action_probability,
+      seed=seed,
+    )
+
+  num_actions = make_environment(seed=0).action_spec().num_values
+  data = replay.load(
+    config.replay_dir or demo_logs.find_or_make(config.environment_name),
+    config.shards,
+    n_step=config.n_step,
+    discount=config.discount,
+    num_actions=num_actions,
+    max_rows_per_shard=config.max_rows_per_shard,
+  )
+  logging.info('Replay: %s', replay.describe(data))
+
+  cql = agent.Cql(
+    network=networks.quantile_network(num_actions, config.num_quantiles),
+    optimizer=optax.adam(config.learning_rate, eps=config.adam_epsilon),
+    data=data,
+    processor=processors.AtariProcessor(),
+    batch_size=config.batch_size,
+    target_network_update_period=config.target_network_update_period,
+    alpha=config.alpha,
+    double_q=config.double_q,
+    eval_epsilon=config.eval_epsilon,
+    rng_key=jax.random.PRNGKey(config.seed),
+  )
+
+  progress = results.resume(cql)
+  with parts.StopSignal() as stop:  # SIGTERM and Ctrl-C leave the block at the next good moment
+    while progress.iteration <= config.num_iterations:
+      parts.learn_iteration(cql, progress, config.num_updates_per_iteration, stop)
+      environment_seed, act_key = parts.evaluation_seed(config.seed, progress.iteration)
+      environment = make_environment(environment_seed)
+      evaluation = parts.evaluate(cql, environment, config.eval_steps, act_key, stop)
+      progress.finish_iteration(config, evaluation, float(data.mean_episode_return))
+      results.save(cql, progress)
+  if stop.requested:
+    results.save(cql, progress)  # what was learnt in the iteration under way
+
+
+if __name__ == '__main__':
+  parts.run(main, Config)

@@ -1,0 +1,60 @@
+"""A two-state problem as log shards, for the agents' tests.
+
+Action a leads to state a; in state 1, action 1 ends the episode instead. A state is told by the
+grey of its frame.
+"""
+
+import os
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from offline_zoo import replay
+
+REWARDS = np.array([[0.0, -0.2], [0.3, 1.0]])
+DISCOUNT = 0.9
+
+
+def optimal_values() -> np.ndarray:
+  """Q* [2, 2], in closed form: end in state 1, since 0.3 + 0.9 * v0 is less than 1; go there."""
+  v1 = 1.0
+  v0 = REWARDS[0, 1] + DISCOUNT * v1
+  return np.array([[DISCOUNT * v0, v0], [REWARDS[1, 0] + DISCOUNT * v0, v1]])
+
+
+def write_logs(
+  directory: str | os.PathLike, num_transitions: int = 400, rate_of_action_1: float = 0.5
+) -> None:
+  """Logs a policy that takes action 1 at a rate."""
+  writer = replay.ShardWriter(directory, capacity=150)
+  rng = np.random.default_rng(0)
+  while writer.num_transitions < num_transitions:
+    writer.start_episode()
+    state, ended = 0, False
+    while not ended:
+      action = int(rng.random() < rate_of_action_1)
+      ended = state == 1 and action == 1
+      frame = np.full((84, 84), 10 * (state + 1), np.uint8)
+      writer.add(frame, action, REWARDS[state, action], ended)
+      state = action
+  writer.close()
+
+
+def states(frames: jax.Array) -> jax.Array:
+  """The states [B] that stacks of frames [B, 84, 84, 4] end with."""
+  return frames[:, 0, 0, -1].astype(jnp.int32) // 10 - 1
+
+
+def table(name: str, frames: jax.Array, *shape: int) -> jax.Array:
+  """In a Haiku network: a row [B, *shape] of a learnt table, all zeros at first, for each state."""
+  return hk.get_parameter(name, (2, *shape), init=jnp.zeros)[states(frames)]
+
+
+def logged_rates(data: replay.ReplayData) -> np.ndarray:
+  """How often each action is logged in each state, among the rows that can be sampled: [2, 2]."""
+  batch = replay.gather(data, replay.valid_rows(data))
+  counts = np.zeros((2, 2))
+  np.add.at(counts, (np.asarray(states(batch.s_tm1)), np.asarray(batch.a_tm1)), 1)
+  return counts / counts.sum(axis=1, keepdims=True)
