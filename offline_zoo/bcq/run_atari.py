@@ -25,10 +25,8 @@ class Config:
   checkpoint_dir: str | None = None  # default: checkpoint, beside the CSV
   seed: int = 1  # of initialisation, sampling and evaluation
   num_iterations: int = 200  # Agarwal et al. 2020
-  num_updates_per_iteration: int = 62_500  # gradient updates; Agarwal et al. 2020
-  eval_steps: int = (
-    125_000  # agent steps after each iteration, in whole episodes; Agarwal et al. 2020
-  )
+  num_updates_per_iteration: int = 62_500  # gradient updates; as above
+  eval_steps: int = 125_000  # agent steps after each iteration, in whole episodes; as above
   eval_epsilon: float = 0.001  # probability of a random action in evaluation; paper
   sticky_action_probability: float = 0.25  # per emulator frame; Machado et al. 2018
   batch_size: int = 32  # transitions an update; paper
