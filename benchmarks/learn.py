@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from offline_zoo import demo_logs, networks, processors, replay
+from offline_zoo import demo_logs, log_shards, networks, processors, replay
 from offline_zoo.dqn import agent, run_atari
 
 BATCH_SIZE = 32
@@ -123,7 +123,7 @@ def main() -> None:
   jax.config.update('jax_numpy_rank_promotion', 'raise')
   replay_dir = pathlib.Path(args.replay_dir or demo_logs.find_or_make('pong'))
   # One shard is all that the peer holds, too.
-  data = replay.load(replay_dir, replay.list_shards(replay_dir)[:1], num_actions=NUM_ACTIONS)
+  data = replay.load(replay_dir, log_shards.list_shards(replay_dir)[:1], num_actions=NUM_ACTIONS)
   ours = make_learner(data)
   square = jnp.ones((2048, 2048))
   product = jax.jit(lambda a: a @ a)

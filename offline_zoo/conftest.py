@@ -23,6 +23,12 @@ def compilation_cache(tmp_path_factory):
     os.environ[name.upper()] = str(value)
 
 
+@pytest.fixture(scope='session', autouse=True)
+def cache(tmp_path_factory):
+  """Encoded shards are kept here, not where the user's are."""
+  os.environ['XDG_CACHE_HOME'] = str(tmp_path_factory.mktemp('cache'))
+
+
 @pytest.fixture(scope='session')
 def golden() -> pathlib.Path:
   """Inputs and outputs recorded from other implementations; see tests/data/README.md."""

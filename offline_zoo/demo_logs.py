@@ -31,7 +31,7 @@ import dm_env
 import numpy as np
 from absl import logging
 
-from offline_zoo import atari_data, atari_env, demo_policies, parts, processors, replay
+from offline_zoo import atari_data, atari_env, demo_policies, log_shards, parts, processors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,7 +176,7 @@ def write_logs(config: Config, replay_dir: pathlib.Path) -> None:
     raise OSError(f'--replay_dir={replay_dir}: is a mount point; name a directory in it')
 
   partial = replay_dir.with_name(f'.{replay_dir.name}.partial-{uuid.uuid4().hex[:8]}')
-  writer = replay.ShardWriter(partial, config.shard_capacity)
+  writer = log_shards.ShardWriter(partial, config.shard_capacity)
   returns = []
   start = time.monotonic()
   try:

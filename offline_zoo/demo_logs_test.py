@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from offline_zoo import atari_env, demo_logs, parts, processors, replay
+from offline_zoo import atari_env, demo_logs, log_shards, parts, processors, replay
 
 
 def directory_bytes(directory) -> dict[str, bytes]:
@@ -30,8 +30,8 @@ def test_logs_are_the_episodes_row_by_row_and_reproducible(tmp_path):
     want['terminal'] += [0, 0, 0, *episode.terminals]
     index += 1
   num_transitions = 0
-  for i in replay.list_shards(tmp_path / 'a'):
-    shard = replay.read_shard(tmp_path / 'a', i, num_actions=4)
+  for i in log_shards.list_shards(tmp_path / 'a'):
+    shard = log_shards.read_shard(tmp_path / 'a', i, num_actions=4)
     rows = slice(300 * i, 300 * i + shard.num_rows)
     for name, column in shard.columns.items():
       np.testing.assert_array_equal(column[: shard.num_rows], want[name][rows])

@@ -299,12 +299,14 @@ class Progress:
     metric_sums: for each metric of `learn`, its sum over these updates.
     seconds: wall time spent on these updates.
     rows: the CSV's rows, one for each finished iteration.
+    num_resident_shards: how many log shards are sampled from at a time; None before it is known.
   """
 
   num_updates: int = 0
   metric_sums: dict[str, float] = dataclasses.field(default_factory=dict)
   seconds: float = 0.0
   rows: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+  num_resident_shards: int | None = None
 
   @property
   def iteration(self) -> int:
@@ -541,6 +543,8 @@ def _check_ranges(config: Any) -> None:
   for name in positive:
     if not getattr(config, name) > 0:
       raise ValueError(f'--{name}={getattr(config, name)}: expected more than 0')
+  if config.replay_memory_gb is not None and not config.replay_memory_gb > 0:
+    raise ValueError(f'--replay_memory_gb={config.replay_memory_gb}: expected more than 0')
   for name in ('discount', 'eval_epsilon', 'sticky_action_probability'):
     if not 0 <= getattr(config, name) <= 1:
       raise ValueError(f'--{name}={getattr(config, name)}: expected a number in [0, 1]')
@@ -549,12 +553,16 @@ def _check_ranges(config: Any) -> None:
 
 
 class Results:
-  """Where a run's CSV, config and checkpoint are, and the run that they belong to."""
+  """Where a run's CSV, config and checkpoint are, and the run that they belong to.
+
+  Attributes:
+    progress: how far the run is: what the newest checkpoint says, or the beginning.
+  """
 
   # Flags that may have other values when a run is resumed.
   _FREE = (
-    'checkpoint_dir', 'debug', 'jax_platform_name', 'num_iterations', 'replay_dir',
-    'results_csv_path',
+    'checkpoint_dir', 'debug', 'jax_platform_name', 'num_iterations', 'replay_cache_dir',
+    'replay_dir', 'replay_memory_gb', 'results_csv_path',
   )  # fmt: skip
 
   def __init__(self, config: Any, agent_name: str):
@@ -579,6 +587,7 @@ class Results:
     self._identity = {'agent': agent_name, 'flags': flag_values}
 
     self._record = self._checkpoint.restore_record()
+    self.progress = Progress(**self._record['progress']) if self._record else Progress()
     if self._record is None:
       self._check_nothing_is_overwritten()
       return
@@ -608,22 +617,26 @@ class Results:
       f'{ours}; give another --checkpoint_dir and --results_csv_path'
     )
 
-  def resume(self, agent) -> Progress:
+  def resume(self, agent, logs: replay.Logs) -> Progress:
     """Brings the agent and the files to where the newest checkpoint was; else to the beginning.
+
+    Args:
+      agent: as it is at the beginning.
+      logs: what it learns from.
 
     Raises:
       ValueError: the checkpoint is damaged, or of other logs or another network.
       BlockingIOError: another process writes there.
     """
     # The logs may have moved, but must hold the same.
-    self._identity['replay_checksum'] = replay.checksum(agent.data)
-    progress = Progress()
+    self._identity['replay_checksum'] = logs.checksum
+    progress = self.progress
+    progress.num_resident_shards = logs.num_resident_shards
     if self._record is not None:
       theirs, ours = (x['replay_checksum'] for x in (self._record['identity'], self._identity))
       if theirs != ours:
         raise self._other_run("logs' checksum", theirs, ours)
       agent.set_state(self._checkpoint.restore_state(agent.get_state()))
-      progress = Progress(**self._record['progress'])
 
     self._lock_directory()
     if progress.rows:

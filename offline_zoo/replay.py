@@ -1,52 +1,32 @@
-"""Logged Atari play: shards on disk, and a replay on the accelerator that is sampled from.
+"""The replay on the accelerator: log shards -> encoded frames -> sampled transitions.
 
-This is the only module that knows the format of the DQN Replay Dataset (Agarwal et al. 2020). A
-replay directory holds shards numbered N; a shard is six gzip-compressed `.npy` files, checkpoints
-of a circular buffer of C rows:
-
-  $store$_observation_ckpt.N.gz  [C, 84, 84] uint8, one preprocessed frame a row
-  $store$_action_ckpt.N.gz       [C] int32, index into the game's minimal action set
-  $store$_reward_ckpt.N.gz       [C] float32
-  $store$_terminal_ckpt.N.gz     [C] uint8, 1 on an episode's last row
-  add_count_ckpt.N.gz            [] integer, rows ever added when the shard was written
-  invalid_range_ckpt.N.gz        [K] integer, not used here
-
-Row i holds a frame, the action taken at it, the reward that followed and whether the episode ended
-then. Rows from `add_count mod C` on are stale: left over from the lap before. Three all-zero rows
-stand before each episode's first frame, so that a stack of four never reaches into the episode
-before. Log directories are untrusted input: nothing in them is ever unpickled.
+Frames are held encoded (frame_store.py), on disk (replay_cache.py) as on the device, so that a game
+fits where its raw 353 GB would not. They are decoded when they are sampled, inside the jitted
+update.
 """
 
+import concurrent.futures
 import dataclasses
+import math
 import os
 import pathlib
-import re
-import shutil
-import tempfile
-import zlib
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from isal import igzip
+import psutil
+from absl import logging
+from isal import isal_zlib
+from tqdm import tqdm
 
-FRAME_SHAPE = (84, 84)
-STACK_SIZE = 4
-NUM_PADDING_ROWS = STACK_SIZE - 1
+from offline_zoo import frame_store, log_shards, replay_cache
+
 MAX_ABS_REWARD = 1.0
-
-# Column of a shard: dtype and shape of a row.
-_COLUMNS: dict[str, tuple[np.dtype, tuple[int, ...]]] = {
-  'observation': (np.dtype(np.uint8), FRAME_SHAPE),
-  'action': (np.dtype(np.int32), ()),
-  'reward': (np.dtype(np.float32), ()),
-  'terminal': (np.dtype(np.uint8), ()),
-}
-_COUNTERS = ('add_count', 'invalid_range')
-# The fastest of isal's four levels (0 to 3): frames shrink about thirtyfold all the same.
-_COMPRESSION_LEVEL = 1
+# Of the accelerator's free memory, what is left to network, optimiser and activations by default.
+_ACCELERATOR_MARGIN = 2e9
 
 
 class Transition(NamedTuple):
@@ -68,256 +48,118 @@ class Transition(NamedTuple):
   s_t: jax.Array
 
 
-@dataclasses.dataclass(frozen=True)
-class Shard:
-  """One shard as it lies on disk, stale rows included.
-
-  Attributes:
-    observation: [C, 84, 84] uint8.
-    action: [C] int32.
-    reward: [C] float32, as logged.
-    terminal: [C] uint8.
-    add_count: rows ever added when the shard was written.
-  """
-
-  observation: np.ndarray
-  action: np.ndarray
-  reward: np.ndarray
-  terminal: np.ndarray
-  add_count: int
-
-  @property
-  def columns(self) -> dict[str, np.ndarray]:
-    return {name: getattr(self, name) for name in _COLUMNS}
-
-  @property
-  def num_rows(self) -> int:
-    """How many rows, from the first on, are not stale."""
-    return self.add_count % len(self.terminal)
+# From shards on disk to encoded ones.
 
 
-# Shards on disk.
-
-
-def _path(replay_dir: str | os.PathLike, name: str, index: int) -> pathlib.Path:
-  prefix = '$store$_' if name in _COLUMNS else ''
-  return pathlib.Path(replay_dir) / f'{prefix}{name}_ckpt.{index}.gz'
-
-
-def list_shards(replay_dir: str | os.PathLike) -> list[int]:
-  """Numbers of the shards in a directory, in ascending order.
-
-  A shard counts when any of its files is there, so that one that lacks files is not passed over in
-  silence but reported by `read_shard`.
-
-  Raises:
-    FileNotFoundError: no such directory, or no shard in it.
-    NotADirectoryError: it is not a directory.
-  """
-  directory = pathlib.Path(replay_dir)
-  if not directory.exists():
-    raise FileNotFoundError(f'{directory}: no such replay directory')
-  names = rf'\$store\$_(?:{"|".join(_COLUMNS)})|{"|".join(_COUNTERS)}'
-  pattern = re.compile(rf'(?:{names})_ckpt\.(\d+)\.gz')
-  matches = (pattern.fullmatch(path.name) for path in directory.iterdir())
-  shards = sorted({int(match[1]) for match in matches if match})
-  if not shards:
-    raise FileNotFoundError(
-      f'{directory}: no log shards here; looked for files such as $store$_observation_ckpt.0.gz'
-    )
-  return shards
-
-
-def _read_array(path: pathlib.Path) -> np.ndarray:
-  """Reads a gzip-compressed `.npy` to the end of its stream, so that its checksum is verified."""
-  try:
-    with igzip.open(path) as f:
-      array = np.load(f, allow_pickle=False)
-      rest = f.read(1)
-  except FileNotFoundError:
-    raise FileNotFoundError(f'{path}: a file of this shard is missing') from None
-  except Exception as error:  # damage makes gzip, zlib, NumPy and its tokenizer raise all sorts
-    # What NumPy says of objects and pickles advises to trust them.
-    said = 'it holds something else' if isinstance(error, ValueError) else error
-    raise ValueError(f'{path}: expected a gzip-compressed .npy array: {said}') from error
-  if rest or not isinstance(array, np.ndarray):  # np.load also opens archives of arrays
-    raise ValueError(f'{path}: expected a gzip-compressed .npy array and nothing more')
-  return array
-
-
-def _describe(array: np.ndarray) -> str:
-  return f'{array.dtype} {list(array.shape)}'
-
-
-def _expect(condition: object, path: pathlib.Path, expected: str, got: object) -> None:
-  if not condition:
-    raise ValueError(f'{path}: expected {expected}, got {got}')
-
-
-def _read_column(
-  replay_dir: str | os.PathLike, index: int, name: str, capacity: int | None = None
-) -> np.ndarray:
-  """Reads one column and checks its type and shape."""
-  path = _path(replay_dir, name, index)
-  dtype, shape = _COLUMNS[name]
-  column = _read_array(path)
-  good = column.dtype == dtype and column.ndim > 0 and column.shape[1:] == shape
-  _expect(good, path, f'{dtype} {["C", *shape]}', _describe(column))
-  _expect(len(column), path, 'at least one row', 'none')
-  if capacity is not None:
-    _expect(len(column) == capacity, path, f'{capacity} rows as in $store$_terminal', len(column))
-  return column
-
-
-def _read_small_files(
-  replay_dir: str | os.PathLike, index: int, num_actions: int | None
-) -> dict[str, Any]:
-  """Reads and checks all of a shard but its frames: what a `Shard` has besides `observation`."""
-  frames = _path(replay_dir, 'observation', index)
-  if not frames.exists():
-    raise FileNotFoundError(f'{frames}: a file of this shard is missing')
-  path = _path(replay_dir, 'add_count', index)
-  add_count = _read_array(path)
-  is_count = add_count.ndim == 0 and add_count.dtype.kind in 'iu' and add_count >= 0
-  _expect(is_count, path, 'one count of rows', f'{_describe(add_count)} {add_count}')
-  path = _path(replay_dir, 'invalid_range', index)
-  invalid_range = _read_array(path)
-  is_range = invalid_range.ndim == 1 and invalid_range.dtype.kind in 'iu'
-  _expect(is_range, path, 'integers [K]', _describe(invalid_range))
-
-  columns = {'terminal': _read_column(replay_dir, index, 'terminal')}
-  capacity = len(columns['terminal'])
-  for name in ('action', 'reward'):
-    columns[name] = _read_column(replay_dir, index, name, capacity)
-  # Only rows that are not stale: what the others hold is nobody's business.
-  used = {name: column[: add_count % capacity] for name, column in columns.items()}
-  top = np.iinfo(np.int32).max if num_actions is None else num_actions - 1
-  checks = {
-    'terminal': (used['terminal'] <= 1, 'flags 0 or 1'),
-    'action': (
-      (used['action'] >= 0) & (used['action'] <= top),
-      f'actions 0 to {top} (are these the logs of another game?)',
-    ),
-    'reward': (np.isfinite(used['reward']), 'finite rewards'),
-  }
-  for name, (good, expected) in checks.items():
-    if not good.all():
-      row = np.argmin(good)
-      path = _path(replay_dir, name, index)
-      _expect(False, path, expected, f'{used[name][row]} in row {row}')
-  return {**columns, 'add_count': int(add_count)}
-
-
-def read_shard(
-  replay_dir: str | os.PathLike, index: int, *, num_actions: int | None = None
-) -> Shard:
-  """Reads and checks one shard.
+def _episode_returns(is_blank: bool, reward: np.ndarray, terminal: np.ndarray) -> np.ndarray:
+  """Sums of logged rewards [E] of the episodes that lie whole within a shard's usable rows.
 
   Args:
-    replay_dir: the directory with the shards.
-    index: the shard's number.
-    num_actions: the size of the game's action set, to check the logged actions against.
-
-  Raises:
-    FileNotFoundError: one of the six files is missing.
-    ValueError: a file is damaged, its array has the wrong type or shape, or a row that is not stale
-      holds an action outside 0 .. num_actions - 1, a reward that is not finite or a terminal flag
-      other than 0 and 1. The message names the file.
+    is_blank: whether the first frame is all zeros.
+    reward: [n], as logged.
+    terminal: [n].
   """
-  rest = _read_small_files(replay_dir, index, num_actions)
-  capacity = len(rest['terminal'])
-  return Shard(observation=_read_column(replay_dir, index, 'observation', capacity), **rest)
+  ends = np.flatnonzero(terminal)
+  returns = np.diff(np.cumsum(reward, dtype=np.float64)[ends], prepend=0.0)
+  # The first end closes an episode that begins in this shard only if the shard opens with padding.
+  begins_here = len(reward) and is_blank and reward[0] == 0 and not terminal[0]
+  return returns if begins_here else returns[1:]
 
 
-def write_shard(replay_dir: str | os.PathLike, index: int, shard: Shard) -> None:
-  """Writes one shard, replacing one of that number; makes the directory if need be.
+def _encode_shard(
+  encoder, path: pathlib.Path, small_files: dict[str, Any], num_rows: int, bar: tqdm
+) -> replay_cache.EncodedShard:
+  """Encodes a shard's first rows.
 
-  All six files are complete on disk before the first of them takes its name. The same shard gives
-  the same bytes.
-
-  Raises:
-    ValueError: the columns do not have the types and shapes of `Shard`.
-    OSError: the directory cannot be written, or the disk is full.
+  Args:
+    encoder: of the shards before.
+    path: of the frames.
+    small_files: the shard's other columns.
+    num_rows: how many.
+    bar: is told of each row.
   """
-  directory = pathlib.Path(replay_dir)
-  capacity = len(shard.terminal)
-  for name, column in shard.columns.items():
-    dtype, shape = _COLUMNS[name]
-    good = column.dtype == dtype and column.shape == (capacity, *shape)
-    expected = f'{dtype} {[capacity, *shape]}'
-    _expect(good, _path(directory, name, index), expected, _describe(column))
-  arrays = {
-    **shard.columns,
-    'add_count': np.array(shard.add_count, np.int64),
-    # The rows around the write position that Dopamine, with a horizon of 1, would not sample.
-    'invalid_range': (shard.num_rows - 1 + np.arange(STACK_SIZE + 1, dtype=np.int64)) % capacity,
+  capacity = len(small_files['terminal'])
+  ids = np.empty((num_rows, frame_store.NUM_BANDS), np.uint32)
+  checksum, is_blank, start = 0, False, 0
+  for pixels in log_shards.read_frames(path, capacity):
+    used = pixels[: max(num_rows - start, 0)]
+    if len(used):
+      is_blank = is_blank or (start == 0 and not used[0].any())
+      ids[start : start + len(used)] = encoder.encode(used)
+      checksum = isal_zlib.crc32(used.data, checksum)
+    start += len(pixels)
+    bar.update(len(used))
+
+  num_items = encoder.num_items
+  new = encoder.take_new()
+  actions = small_files['action'][:num_rows].astype(np.uint8)
+  raw_rewards = small_files['reward'][:num_rows]
+  rewards = np.clip(raw_rewards, -MAX_ABS_REWARD, MAX_ABS_REWARD)
+  terminals = small_files['terminal'][:num_rows].astype(bool)
+  for column in (actions, raw_rewards, terminals):
+    checksum = isal_zlib.crc32(column.data, checksum)
+  whole = rewards.astype(np.int8)
+  return replay_cache.EncodedShard(
+    tiles=new.tiles,
+    blocks=frame_store.pack(new.blocks, num_items[0]),
+    bands=frame_store.pack(new.bands, num_items[1]),
+    frames=frame_store.pack(ids, num_items[2]),
+    actions=actions,
+    rewards=whole if (whole == rewards).all() else rewards,
+    terminals=terminals,
+    episode_returns=_episode_returns(is_blank, raw_rewards, terminals),
+    num_used=encoder.num_used(ids),
+    checksum=np.array(checksum, np.uint32),
+  )
+
+
+def _encoded_shards(
+  replay_dir: str | os.PathLike,
+  chosen: Sequence[int],
+  num_actions: int | None,
+  max_rows_per_shard: int | None,
+  cache_dir: str | os.PathLike | None,
+) -> dict[int, replay_cache.EncodedShard]:
+  """Encodes the chosen shards, those in the cache excepted; returns the whole chain."""
+  directory = None
+  if cache_dir is not None:
+    directory = replay_cache.directory_for(cache_dir, replay_dir, max_rows_per_shard)
+  fingerprints = {
+    index: log_shards.fingerprint(replay_dir, index) for index in log_shards.list_shards(replay_dir)
   }
-
-  directory.mkdir(parents=True, exist_ok=True)
-  staging = pathlib.Path(tempfile.mkdtemp(prefix=f'.shard-{index}-', dir=directory))
-  try:
-    for name, array in arrays.items():
-      # No name and no time in the gzip header, so that equal arrays give equal files.
-      with (
-        open(_path(staging, name, index), 'wb') as file,
-        igzip.IGzipFile('', 'wb', _COMPRESSION_LEVEL, file, mtime=0) as f,
-      ):
-        np.save(f, array, allow_pickle=False)
-    for name in arrays:
-      os.replace(_path(staging, name, index), _path(directory, name, index))
-  finally:
-    shutil.rmtree(staging, ignore_errors=True)
-
-
-class ShardWriter:
-  """Logs play, row by row, into shards of `capacity` rows, as a Dopamine run logs it.
-
-  A full shard is written when the write position reaches the last row. The row that comes next
-  would go there and is in no shard: one row in `capacity` is lost, as it is in the public data, but
-  no other is. `close` writes what is left as a last, partial shard with the write position as its
-  add_count, as batch_rl does, so that other readers too take its stale rows as never written.
-  Stale rows are zeros.
-  """
-
-  def __init__(self, replay_dir: str | os.PathLike, capacity: int):
-    if capacity <= NUM_PADDING_ROWS + 2:
-      raise ValueError(f'a shard needs a capacity of at least 6 rows, got {capacity}')
-    self._replay_dir = replay_dir
-    self._columns = {
-      name: np.zeros((capacity, *shape), dtype) for name, (dtype, shape) in _COLUMNS.items()
+  with replay_cache.Cache(directory) as cache:
+    cache.read(fingerprints)
+    missing = [index for index in chosen if index not in cache.shards]
+    # The small files of all shards first: most bad input is then found within seconds.
+    small_files = {
+      index: log_shards.read_small_files(replay_dir, index, num_actions) for index in missing
     }
-    self._capacity = capacity
-    self._add_count = 0
-    self.num_transitions = 0  # rows in shards, written or not yet, that are not padding
+    num_rows = {index: f['add_count'] % len(f['terminal']) for index, f in small_files.items()}
+    if max_rows_per_shard is not None:
+      num_rows = {index: min(rows, max_rows_per_shard) for index, rows in num_rows.items()}
+    if not missing:
+      return cache.shards
 
-  def start_episode(self) -> None:
-    """Adds the blank rows that stand before an episode's first frame."""
-    for _ in range(NUM_PADDING_ROWS):
-      self._add(np.zeros(FRAME_SHAPE, np.uint8), 0, 0.0, False)
+    from offline_zoo import frame_encoder
 
-  def add(self, frame: np.ndarray, action: int, reward: float, terminal: bool) -> None:
-    """Adds a frame [84, 84] uint8, the action taken at it and what followed."""
-    self.num_transitions += self._add(frame, action, reward, terminal)
-
-  def _add(self, *row) -> bool:
-    """Returns whether the row is kept."""
-    index, position = divmod(self._add_count, self._capacity)
-    kept = position < self._capacity - 1
-    if kept:
-      for column, value in zip(self._columns.values(), row, strict=True):
-        column[position] = value
-    self._add_count += 1
-    if position == self._capacity - 2:
-      write_shard(self._replay_dir, index, Shard(**self._columns, add_count=self._add_count))
-      for column in self._columns.values():
-        column[:] = 0
-    return kept
-
-  def close(self) -> None:
-    """Writes the rows since the last full shard."""
-    index, position = divmod(self._add_count, self._capacity)
-    if 0 < position < self._capacity - 1:
-      write_shard(self._replay_dir, index, Shard(**self._columns, add_count=position))
+    encoder = frame_encoder.Encoder([shard.dictionaries for shard in cache.shards.values()])
+    total, done, started = sum(num_rows.values()), 0, time.monotonic()
+    with tqdm(
+      total=total, desc='encoding', unit='row', unit_scale=True, leave=False, disable=None,
+      dynamic_ncols=True,
+    ) as bar:  # fmt: skip
+      for index in missing:
+        path = log_shards.shard_path(replay_dir, 'observation', index)
+        shard = _encode_shard(encoder, path, small_files.pop(index), num_rows[index], bar)
+        cache.append(index, fingerprints[index], shard)
+        done += num_rows[index]
+        seconds = time.monotonic() - started
+        logging.info(
+          'Encoded shard %d, %d of %d rows: %.0f MB of frames a second, %.0f s left',
+          index, done, total, done * math.prod(log_shards.FRAME_SHAPE) / 1e6 / seconds,
+          seconds * (total - done) / max(done, 1),
+        )  # fmt: skip
+    return cache.shards
 
 
 # The replay on the device.
@@ -328,150 +170,335 @@ class ShardWriter:
 class ReplayData:
   """Logged rows as device arrays: an argument of a jitted function, never closed over.
 
-  Rows are the usable (not stale) rows of the loaded shards, one shard after the other. N of them.
+  Rows are the usable (not stale) rows of the resident shards, one shard after the other. N of them,
+  and blank ones after them if other sets of shards are larger. Valid rows, those that a transition
+  can begin at, come in R runs of consecutive ones.
 
   Attributes:
-    frames: [N, 84, 84] uint8.
-    actions: [N] int32.
-    rewards: [N] float32, as logged.
+    frames: encoded; see frame_store.decode.
+    actions: [N] uint8.
+    rewards: [N] int8 or float32, clipped to [-1, 1].
     terminals: [N] bool.
-    valid: [V] int32, the rows that a transition can begin at, ascending.
-    mean_episode_return: [] float32, the mean over all episodes that lie whole within a shard of the
-      sum of rewards as logged; NaN without such an episode.
+    run_ends: [R] int32, how many valid rows there are up to the end of each run.
+    run_offsets: [R] int32, a valid row's number less how many valid rows come before it.
     n_step: the horizon n of the transitions.
     discount: the discount of one step.
   """
 
-  frames: jax.Array
+  frames: frame_store.FrameStore
   actions: jax.Array
   rewards: jax.Array
   terminals: jax.Array
-  valid: jax.Array
-  mean_episode_return: jax.Array
+  run_ends: jax.Array
+  run_offsets: jax.Array
   n_step: int = dataclasses.field(metadata={'static': True})
   discount: float = dataclasses.field(metadata={'static': True})
 
 
-def _valid_rows(terminal: np.ndarray, n_step: int) -> np.ndarray:
-  """Rows i of a shard such that i-3 .. i+n are usable and none of i-3 .. i-1 is terminal."""
-  rows = np.arange(NUM_PADDING_ROWS, len(terminal) - n_step)
-  before = rows[:, None] - np.arange(1, STACK_SIZE)
-  return rows[~terminal[before].any(axis=1)]
+def _valid_runs(terminal: np.ndarray, n_step: int) -> tuple[np.ndarray, np.ndarray]:
+  """First rows and lengths of the runs of valid rows among a shard's usable rows.
+
+  Row i is valid if i-3 .. i+n are usable and none of i-3 .. i-1 is terminal.
+  """
+  starts = np.concatenate([[0], np.flatnonzero(terminal) + 1]) + log_shards.NUM_PADDING_ROWS
+  ends = np.append(starts[1:] - log_shards.NUM_PADDING_ROWS, len(terminal))
+  ends = np.minimum(ends, len(terminal) - n_step)
+  some = starts < ends
+  return starts[some], (ends - starts)[some]
 
 
-def _episode_returns(frames: np.ndarray, reward: np.ndarray, terminal: np.ndarray) -> np.ndarray:
-  """Sums of logged rewards [E] of the episodes that lie whole within a shard's usable rows."""
-  ends = np.flatnonzero(terminal)
-  returns = np.diff(np.cumsum(reward, dtype=np.float64)[ends], prepend=0.0)
-  # The first end closes an episode that begins in this shard only if the shard opens with padding.
-  begins_here = len(frames) and not frames[0].any() and reward[0] == 0 and not terminal[0]
-  return returns if begins_here else returns[1:]
+class _Sizes(NamedTuple):
+  """How many of each thing a set of shards has, or at most has."""
+
+  tiles: int
+  blocks: int
+  bands: int
+  rows: int
+  runs: int
+
+
+class Logs:
+  """The chosen shards of a replay directory, and which of them are on the device.
+
+  All are, if they fit; or else a subset of a fixed number of shards, another in each iteration,
+  drawn as a function of (seed, iteration) alone. Then the subset that comes next is put on the
+  device in the background, and arrays are as large as any subset needs, so that nothing is compiled
+  anew.
+
+  Attributes:
+    shards: their numbers.
+    num_resident_shards: how many are on the device at a time.
+    mean_episode_return: the mean over all episodes that lie whole within a shard of the sum of
+      rewards as logged; NaN without such an episode.
+    checksum: a CRC-32 that tells logs apart.
+  """
+
+  def __init__(
+    self,
+    replay_dir: str | os.PathLike,
+    shards: Sequence[int] | None = None,
+    *,
+    n_step: int = 1,
+    discount: float = 0.99,
+    num_actions: int | None = None,
+    max_rows_per_shard: int | None = None,
+    cache_dir: str | os.PathLike | None = None,
+    memory_gb: float | None = None,
+    num_resident_shards: int | None = None,
+    seed: int = 0,
+  ):
+    """Encodes the shards, or finds them encoded; puts nothing on the device yet.
+
+    Args:
+      replay_dir: the directory with the shards.
+      shards: numbers of the shards to load, in this order; all of them if None.
+      n_step: the horizon of the transitions, at least 1.
+      discount: of one step, in [0, 1].
+      num_actions: the size of the game's action set, to check the logged actions against.
+      max_rows_per_shard: keeps only the first rows of each shard, as CQL's data release does:
+        10,000 of a million are its "1%".
+      cache_dir: where encoded shards are kept for the next time; None keeps none.
+      memory_gb: 10^9 bytes that resident data may take, the incoming subset included; if None, what
+        the accelerator has free less 2 GB, or on CPU half of the available memory.
+      num_resident_shards: how many there must be, for a run that goes on; if None, as many as fit.
+      seed: of the subsets.
+
+    Raises:
+      FileNotFoundError: the directory, a shard, or a shard's file is missing.
+      ValueError: bad arguments, a bad file (see `read_shard`), no row to begin a transition at, or
+        too little memory for one shard.
+    """
+    if n_step < 1 or not 0 <= discount <= 1:
+      raise ValueError(f'need n_step >= 1 and a discount in [0, 1], got {n_step} and {discount}')
+    if max_rows_per_shard is not None and max_rows_per_shard < 1:
+      raise ValueError(f'max_rows_per_shard must be at least 1, got {max_rows_per_shard}')
+    there = log_shards.list_shards(replay_dir)
+    self.shards = there if shards is None else list(shards)
+    if missing := sorted(set(self.shards) - set(there)):
+      raise FileNotFoundError(f'{replay_dir}: no shards {missing}; there are {there}')
+    if len(set(self.shards)) < len(self.shards):
+      raise ValueError(f'shards must differ from each other, got {self.shards}')
+    self._n_step, self._discount, self._seed = n_step, discount, seed
+
+    chain = _encoded_shards(replay_dir, self.shards, num_actions, max_rows_per_shard, cache_dir)
+    self._chain = list(chain.values())
+    self._encoded = [chain[index] for index in self.shards]
+    for index, shard in zip(self.shards, self._encoded, strict=True):
+      # Those that were in the cache have not been checked against this game.
+      log_shards.check_actions(replay_dir, index, shard.actions, num_actions)
+    self._rewards_dtype = np.result_type(*(shard.rewards.dtype for shard in self._encoded))
+    returns = np.concatenate([shard.episode_returns for shard in self._encoded])
+    self.mean_episode_return = float(returns.mean()) if returns.size else math.nan
+    checksums = np.array([shard.checksum for shard in self._encoded])
+    self.checksum = isal_zlib.crc32(checksums.data)
+
+    # A shard without a row to begin at, such as a run's short last one, is not worth its place.
+    runs = [_valid_runs(shard.terminals, n_step) for shard in self._encoded]
+    kept = [i for i, (starts, _) in enumerate(runs) if len(starts)]
+    if not kept:
+      raise ValueError(
+        f'{replay_dir}: no valid transition in shards {self.shards}: one needs '
+        f'{log_shards.STACK_SIZE + n_step} rows of a shard with no episode end in the first three'
+      )
+    self.shards = [self.shards[i] for i in kept]
+    self._encoded = [self._encoded[i] for i in kept]
+    self._runs = [runs[i] for i in kept]
+    self.num_resident_shards = self._choose_num_resident(memory_gb, num_resident_shards)
+    self._sizes = self._largest_sizes(self.num_resident_shards)
+    self._sets: dict[int, concurrent.futures.Future[ReplayData]] = {}
+    self._loader = concurrent.futures.ThreadPoolExecutor(1, 'replay')
+
+  def _largest_sizes(self, num_shards: int) -> _Sizes:
+    """What no set of so many shards exceeds."""
+    sizes = np.array([
+      (*shard.num_used, len(shard.actions), len(runs))
+      for shard, (runs, _) in zip(self._encoded, self._runs, strict=True)
+    ])  # fmt: skip
+    most = np.sort(sizes, axis=0)[::-1][:num_shards].sum(axis=0)
+    pieces = [sum(len(shard.pieces(level)) for shard in self._chain) for level in range(3)]
+    return _Sizes(*map(int, np.minimum(most, [*pieces, *sizes.sum(axis=0)[3:]])))
+
+  def _shapes(self, sizes: _Sizes) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """Shape and dtype of each array of a resident set."""
+    tile_bytes, block_bytes, band_bytes = map(frame_store.id_bytes, sizes[:3])
+    tile_words, block_ids, band_ids = frame_store.ITEM_SIZES
+    return {
+      'tiles': ((sizes.tiles, tile_words), np.dtype(np.uint32)),
+      'blocks': ((sizes.blocks, block_ids, tile_bytes), np.dtype(np.uint8)),
+      'bands': ((sizes.bands, band_ids, block_bytes), np.dtype(np.uint8)),
+      'frames': ((sizes.rows, frame_store.NUM_BANDS, band_bytes), np.dtype(np.uint8)),
+      'actions': ((sizes.rows,), np.dtype(np.uint8)),
+      'rewards': ((sizes.rows,), self._rewards_dtype),
+      'terminals': ((sizes.rows,), np.dtype(bool)),
+      'run_ends': ((sizes.runs,), np.dtype(np.int32)),
+      'run_offsets': ((sizes.runs,), np.dtype(np.int32)),
+    }
+
+  def _num_bytes(self, num_shards: int) -> int:
+    """Of the sets that are on the device at the same time."""
+    shapes = self._shapes(self._largest_sizes(num_shards)).values()
+    num_sets = 1 if num_shards == len(self.shards) else 2  # the current and the incoming one
+    return num_sets * sum(math.prod(shape) * dtype.itemsize for shape, dtype in shapes)
+
+  def _choose_num_resident(self, memory_gb: float | None, wanted: int | None) -> int:
+    budget = _default_memory() if memory_gb is None else 1e9 * memory_gb
+    sizes = range(1, len(self.shards) + 1) if wanted is None else [wanted]
+    fitting = [number for number in sizes if self._num_bytes(number) <= budget]
+    if not fitting:
+      raise ValueError(
+        f'--replay_memory_gb={budget / 1e9:.3f}: too little for {sizes[0]} of the '
+        f'{len(self.shards)} shards at a time, which take {self._num_bytes(sizes[0]) / 1e9:.3f} GB'
+      )
+    return fitting[-1]
+
+  def describe(self) -> str:
+    """What is resident: shards, rows, bytes and logged returns, in one line."""
+    number, total = self.num_resident_shards, len(self.shards)
+    num_bytes = self._num_bytes(number)
+    which = f'all {total} shards'
+    if number < total:
+      num_bytes //= 2
+      which = f'{number} of {total} shards at a time, changing every iteration'
+    rows = self._sizes.rows
+    twice = '' if number == total else ' twice, for the current and the incoming shards'
+    return (
+      f'{which}, {rows:,} rows, {num_bytes / rows:,.1f} bytes a row, {num_bytes / 1e9:.3f} GB '
+      f'resident{twice}; mean logged return {self.mean_episode_return:.1f}'
+    )
+
+  def resident_shards(self, iteration: int) -> list[int]:
+    """The numbers of the shards that an iteration samples from."""
+    if self.num_resident_shards == len(self.shards):
+      return self.shards
+    rng = np.random.default_rng((self._seed, iteration))
+    chosen = rng.permutation(len(self.shards))[: self.num_resident_shards]
+    return [self.shards[i] for i in sorted(chosen)]
+
+  def resident(self, iteration: int) -> ReplayData:
+    """What an iteration samples from.
+
+    Unless all shards are resident, begins to load what comes next. Whoever asks for an iteration
+    must drop the one before.
+    """
+    everything = self.num_resident_shards == len(self.shards)
+    wanted = [0] if everything else [iteration, iteration + 1]
+    self._sets = {
+      i: self._sets.get(i) or self._loader.submit(self._load, self.resident_shards(i))
+      for i in wanted
+    }
+    return self._sets[wanted[0]].result()
+
+  def _load(self, shards: Sequence[int]) -> ReplayData:
+    """Puts a set of shards on the device, with those pieces that their frames are made of."""
+    arrays = {
+      name: np.zeros(shape, dtype) for name, (shape, dtype) in self._shapes(self._sizes).items()
+    }
+    positions = [self.shards.index(index) for index in shards]
+    encoded = [self._encoded[position] for position in positions]
+    first_rows = np.cumsum([0, *(len(shard.actions) for shard in encoded)])
+
+    # From the top down: which pieces occur, those pieces, and their new numbers.
+    occurs = self._occurring(2, (shard.frames for shard in encoded))
+    numbers = np.cumsum(occurs, dtype=np.int32) - 1
+    for first, shard in zip(first_rows, encoded, strict=False):
+      rows = slice(first, first + len(shard.actions))
+      ids = numbers[frame_store.unpack(shard.frames)]
+      arrays['frames'][rows] = frame_store.pack(ids, self._sizes.bands)
+      for name in ('actions', 'rewards', 'terminals'):
+        arrays[name][rows] = getattr(shard, name)
+    for level, name, num_below in (
+      (2, 'bands', self._sizes.blocks),
+      (1, 'blocks', self._sizes.tiles),
+    ):
+      pieces = self._pieces(level, occurs)
+      occurs = self._occurring(level - 1, pieces)
+      numbers = np.cumsum(occurs, dtype=np.int32) - 1
+      filled = 0
+      for packed in pieces:
+        ids = numbers[frame_store.unpack(packed)]
+        arrays[name][filled : filled + len(ids)] = frame_store.pack(ids, num_below)
+        filled += len(ids)
+    tiles = np.concatenate(self._pieces(0, occurs))
+    arrays['tiles'][: len(tiles)] = tiles
+
+    starts = np.concatenate(
+      [
+        first + self._runs[position][0]
+        for first, position in zip(first_rows, positions, strict=False)
+      ]
+    )
+    lengths = np.concatenate([self._runs[position][1] for position in positions])
+    ends = np.cumsum(lengths)
+    arrays['run_ends'][:] = ends[-1]
+    arrays['run_ends'][: len(ends)] = ends
+    arrays['run_offsets'][: len(ends)] = starts - (ends - lengths)
+
+    on_device = {name: jnp.asarray(array) for name, array in arrays.items()}
+    store = frame_store.FrameStore(
+      *(on_device.pop(name) for name in frame_store.FrameStore._fields)
+    )
+    return ReplayData(store, **on_device, n_step=self._n_step, discount=self._discount)
+
+  def _occurring(self, level: int, packed_ids: Iterable[np.ndarray]) -> np.ndarray:
+    """For each piece of a level, whether it is among these."""
+    occurs = np.zeros(sum(len(shard.pieces(level)) for shard in self._chain), bool)
+    for packed in packed_ids:
+      occurs[frame_store.unpack(packed)] = True
+    return occurs
+
+  def _pieces(self, level: int, occurs: np.ndarray) -> list[np.ndarray]:
+    """Those pieces of a level that occur, packed as they are in each shard of the chain."""
+    pieces, first = [], 0
+    for shard in self._chain:
+      in_shard = shard.pieces(level)
+      pieces.append(in_shard[occurs[first : first + len(in_shard)]])
+      first += len(in_shard)
+    return pieces
+
+
+def cache_dir(flag: str | None) -> pathlib.Path | None:
+  """The directory that --replay_cache_dir asks for.
+
+  It is $XDG_CACHE_HOME/offline_zoo/replay if nothing is asked for, and None if "none" is.
+
+  Raises:
+    OSError: it cannot be made.
+  """
+  if flag is None:
+    cache = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
+    return pathlib.Path(cache, 'offline_zoo', 'replay')
+  if flag == 'none':
+    return None
+  try:
+    os.makedirs(flag, exist_ok=True)
+  except OSError as error:
+    raise OSError(f'--replay_cache_dir={flag}: cannot be made: {error}') from error
+  return pathlib.Path(flag)
+
+
+def _default_memory() -> float:
+  """Bytes that resident data may take if nothing is said: see `Logs`."""
+  stats = jax.local_devices()[0].memory_stats()
+  if stats and 'bytes_limit' in stats:
+    return stats['bytes_limit'] - stats['bytes_in_use'] - _ACCELERATOR_MARGIN
+  return psutil.virtual_memory().available / 2
 
 
 def load(
-  replay_dir: str | os.PathLike,
-  shards: Sequence[int] | None = None,
-  *,
-  n_step: int = 1,
-  discount: float = 0.99,
-  num_actions: int | None = None,
-  max_rows_per_shard: int | None = None,
+  replay_dir: str | os.PathLike, shards: Sequence[int] | None = None, **kwargs
 ) -> ReplayData:
-  """Loads shards onto the default device, through host memory: all frames and one shard's more.
-
-  Args:
-    replay_dir: the directory with the shards.
-    shards: numbers of the shards to load, in this order; all of them if None.
-    n_step: the horizon of the transitions, at least 1.
-    discount: of one step, in [0, 1].
-    num_actions: the size of the game's action set, to check the logged actions against.
-    max_rows_per_shard: keeps only the first rows of each shard, as CQL's data release does: 10,000
-      of a million are its "1%".
-
-  Raises:
-    FileNotFoundError: the directory, a shard, or a shard's file is missing.
-    ValueError: bad arguments, a bad file (see `read_shard`), or no row to begin a transition at.
-  """
-  if n_step < 1 or not 0 <= discount <= 1:
-    raise ValueError(f'need n_step >= 1 and a discount in [0, 1], got {n_step} and {discount}')
-  if max_rows_per_shard is not None and max_rows_per_shard < 1:
-    raise ValueError(f'max_rows_per_shard must be at least 1, got {max_rows_per_shard}')
-  there = list_shards(replay_dir)
-  chosen = there if shards is None else list(shards)
-  if missing := sorted(set(chosen) - set(there)):
-    raise FileNotFoundError(f'{replay_dir}: no shards {missing}; there are {there}')
-  if len(set(chosen)) < len(chosen):
-    raise ValueError(f'shards must differ from each other, got {chosen}')
-
-  # The small files of all shards first: most bad input is then found within seconds.
-  small = [_read_small_files(replay_dir, index, num_actions) for index in chosen]
-  num_rows = [shard['add_count'] % len(shard['terminal']) for shard in small]
-  if max_rows_per_shard is not None:
-    num_rows = [min(rows, max_rows_per_shard) for rows in num_rows]
-  columns = {
-    name: [shard[name][:rows] for shard, rows in zip(small, num_rows, strict=True)]
-    for name in ('action', 'reward', 'terminal')
-  }
-  first_rows = np.cumsum([0, *num_rows])
-  valid = [
-    first_row + _valid_rows(terminal, n_step)
-    for first_row, terminal in zip(first_rows, columns['terminal'], strict=False)
-  ]
-  if not sum(map(len, valid)):
-    raise ValueError(
-      f'{replay_dir}: no valid transition in shards {chosen}: one needs '
-      f'{STACK_SIZE + n_step} rows of one shard with no episode end among the first three'
-    )
-
-  frames = np.empty((sum(num_rows), *FRAME_SHAPE), np.uint8)
-  returns = []
-  for i, (index, rows) in enumerate(zip(chosen, num_rows, strict=True)):
-    observation = _read_column(replay_dir, index, 'observation', len(small[i]['terminal']))
-    frames[first_rows[i] : first_rows[i + 1]] = observation[:rows]
-    returns.append(
-      _episode_returns(observation[:rows], columns['reward'][i], columns['terminal'][i])
-    )
-  all_returns = np.concatenate(returns)
-  return ReplayData(
-    frames=jnp.asarray(frames),
-    actions=jnp.asarray(np.concatenate(columns['action'])),
-    rewards=jnp.asarray(np.concatenate(columns['reward'])),
-    terminals=jnp.asarray(np.concatenate(columns['terminal']).astype(bool)),
-    valid=jnp.asarray(np.concatenate(valid), jnp.int32),
-    mean_episode_return=jnp.float32(all_returns.mean() if all_returns.size else np.nan),
-    n_step=n_step,
-    discount=discount,
-  )
-
-
-def describe(data: ReplayData) -> str:
-  """What is resident: rows, bytes and logged returns, in one line."""
-  num_rows = len(data.actions)
-  num_bytes = sum(array.nbytes for array in jax.tree.leaves(data))
-  return (
-    f'{num_rows:,} rows, {len(data.valid):,} of them to sample from, {num_bytes / num_rows:,.0f} '
-    f'bytes a row, {num_bytes / 1e9:.3f} GB resident; '
-    f'mean logged return {float(data.mean_episode_return):.1f}'
-  )
-
-
-def checksum(data: ReplayData) -> int:
-  """Tells logs apart: a CRC-32 of actions, rewards, terminals and valid rows."""
-  value = 0
-  for column in (data.actions, data.rewards, data.terminals, data.valid):
-    value = zlib.crc32(np.asarray(column).data, value)
-  return value
+  """Puts all chosen shards on the device; arguments and errors are those of `Logs`."""
+  return Logs(replay_dir, shards, memory_gb=math.inf, **kwargs).resident(0)
 
 
 def valid_rows(data: ReplayData) -> jax.Array:
   """The rows [V] int32 that a transition can begin at, ascending."""
-  return data.valid
+  return _nth_valid_row(data, jnp.arange(data.run_ends[-1]))
 
 
-def _stacks(data: ReplayData, rows: jax.Array) -> jax.Array:
-  """The stacks [B, 84, 84, 4] that end with these rows [B]."""
-  window = rows[:, None] + jnp.arange(1 - STACK_SIZE, 1)[None]
-  return jnp.moveaxis(data.frames[window], 1, -1)
+def _nth_valid_row(data: ReplayData, n: jax.Array) -> jax.Array:
+  run = jnp.searchsorted(data.run_ends, n, side='right', method='scan_unrolled')
+  return n + data.run_offsets[run]
 
 
 def gather(data: ReplayData, rows: jax.Array) -> Transition:
@@ -483,20 +510,22 @@ def gather(data: ReplayData, rows: jax.Array) -> Transition:
   terminal = data.terminals[window]
   # A step belongs to the transition unless an earlier one ended the episode.
   belongs = jnp.cumsum(terminal, axis=1) - terminal == 0
-  rewards = jnp.clip(data.rewards[window], -MAX_ABS_REWARD, MAX_ABS_REWARD)
   discounts = jnp.asarray(data.discount ** np.arange(data.n_step), jnp.float32)
   ended = jnp.any(terminal, axis=1)
+  # All frames between are decoded, too: for the usual horizons that is less than two stacks.
+  seen = rows[:, None] + jnp.arange(1 - log_shards.STACK_SIZE, data.n_step + 1)[None]
+  images = frame_store.decode(data.frames, seen)
+  after = jnp.sum(belongs, axis=1, keepdims=True) + jnp.arange(log_shards.STACK_SIZE)[None]
   return Transition(
-    s_tm1=_stacks(data, rows),
-    a_tm1=data.actions[rows],
-    r_t=jnp.sum(jnp.where(belongs, rewards * discounts[None], 0.0), axis=1),
+    s_tm1=jnp.moveaxis(images[:, : log_shards.STACK_SIZE], 1, -1),
+    a_tm1=data.actions[rows].astype(jnp.int32),
+    r_t=jnp.sum(jnp.where(belongs, data.rewards[window] * discounts[None], 0.0), axis=1),
     discount_t=jnp.where(ended, 0.0, jnp.float32(data.discount**data.n_step)),
-    s_t=_stacks(data, rows + jnp.sum(belongs, axis=1)),
+    s_t=jnp.moveaxis(images[jnp.arange(len(rows))[:, None], after], 1, -1),
   )
 
 
 def sample(data: ReplayData, rng_key: jax.Array, batch_size: int) -> Transition:
   """A batch of transitions, each uniform over all valid rows of all shards, with replacement."""
-  rows = valid_rows(data)
-  picked = jax.random.randint(rng_key, (batch_size,), 0, rows.shape[0])
-  return gather(data, rows[picked])
+  picked = jax.random.randint(rng_key, (batch_size,), 0, data.run_ends[-1])
+  return gather(data, _nth_valid_row(data, picked))

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from offline_zoo import replay
+from offline_zoo import log_shards, replay
 
 CAPACITY = 1000
 
@@ -27,7 +27,7 @@ def expected(golden, shard: int, n_step: int) -> dict[str, np.ndarray]:
     return dict(file)
 
 
-def make_shard(num_rows: int, capacity: int | None = None, **columns) -> replay.Shard:
+def make_shard(num_rows: int, capacity: int | None = None, **columns) -> log_shards.Shard:
   """A shard whose frame in row i is filled with i + 1; rows past `num_rows` hold traps."""
   capacity = capacity or num_rows + 1
   rows = {
@@ -42,7 +42,7 @@ def make_shard(num_rows: int, capacity: int | None = None, **columns) -> replay.
   rows['terminal'][num_rows:] = 205
   for name, values in columns.items():
     rows[name][: len(values)] = values
-  return replay.Shard(**rows, add_count=num_rows)
+  return log_shards.Shard(**rows, add_count=num_rows)
 
 
 # Against Dopamine.
@@ -68,8 +68,8 @@ def test_valid_rows_and_batches_equal_dopamines(golden, logs, shard: int, n_step
 def test_the_writer_makes_the_recorded_files(golden, logs, tmp_path):
   """The recorded stream, written by us, gives the recorded arrays but for the stale rows."""
   stream = np.load(golden / 'replay' / 'Breakout' / '1' / 'expected' / 'stream.npz')
-  shards = [replay.read_shard(logs, i) for i in range(4)]
-  writer = replay.ShardWriter(tmp_path, CAPACITY)
+  shards = [log_shards.read_shard(logs, i) for i in range(4)]
+  writer = log_shards.ShardWriter(tmp_path, CAPACITY)
   num_kept = 0
   for i, padding in enumerate(stream['padding']):
     if padding and (i == 0 or not stream['padding'][i - 1]):
@@ -81,9 +81,9 @@ def test_the_writer_makes_the_recorded_files(golden, logs, tmp_path):
       writer.add(frame, stream['action'][i], stream['reward'][i], bool(stream['terminal'][i]))
   writer.close()
   assert writer.num_transitions == num_kept
-  assert replay.list_shards(tmp_path) == [0, 1, 2, 3]
+  assert log_shards.list_shards(tmp_path) == [0, 1, 2, 3]
   for i, theirs in enumerate(shards):
-    ours = replay.read_shard(tmp_path, i)
+    ours = log_shards.read_shard(tmp_path, i)
     assert ours.add_count == theirs.add_count
     for name, column in ours.columns.items():
       rows = theirs.num_rows
@@ -101,7 +101,7 @@ def test_the_writer_makes_the_recorded_files(golden, logs, tmp_path):
 # Against a slow loop.
 
 
-def slow_transition(shards: list[replay.Shard], row: int, n_step: int, discount: float):
+def slow_transition(shards: list[log_shards.Shard], row: int, n_step: int, discount: float):
   """The rule of the format, one row at a time; None where a transition cannot begin."""
   for shard in shards:
     if row < shard.num_rows:
@@ -123,7 +123,7 @@ def slow_transition(shards: list[replay.Shard], row: int, n_step: int, discount:
 @pytest.mark.parametrize('n_step', [1, 2, 5])
 def test_every_row_of_several_shards_equals_a_slow_loop(logs, n_step: int):
   data = replay.load(logs, n_step=n_step, discount=0.9)
-  shards = [replay.read_shard(logs, i) for i in range(4)]
+  shards = [log_shards.read_shard(logs, i) for i in range(4)]
   want = {}
   for row in range(sum(shard.num_rows for shard in shards)):
     if (transition := slow_transition(shards, row, n_step, 0.9)) is not None:
@@ -141,7 +141,7 @@ def test_every_row_of_several_shards_equals_a_slow_loop(logs, n_step: int):
 
 def test_shards_load_in_the_order_given(logs):
   data = replay.load(logs, [3, 1])
-  shards = [replay.read_shard(logs, i) for i in (3, 1)]
+  shards = [log_shards.read_shard(logs, i) for i in (3, 1)]
   np.testing.assert_array_equal(
     data.actions, np.concatenate([shard.action[: shard.num_rows] for shard in shards])
   )
@@ -160,7 +160,7 @@ def test_max_rows_per_shard_keeps_the_first_rows(logs):
 
 def test_each_reward_is_clipped_before_the_sum(tmp_path):
   shard = make_shard(12, reward=[0, 0, 0, 5, 5, 5, -5, 0.25, 5, 5, 5, 5])
-  replay.write_shard(tmp_path, 0, shard)
+  log_shards.write_shard(tmp_path, 0, shard)
   data = replay.load(tmp_path, n_step=3, discount=0.5)
   rewards = replay.gather(data, jnp.array([3, 4, 5, 6])).r_t
   np.testing.assert_array_equal(
@@ -172,7 +172,7 @@ def test_each_reward_is_clipped_before_the_sum(tmp_path):
 def test_rewards_end_with_the_episode(tmp_path):
   terminal = np.zeros(20, np.uint8)
   terminal[[6, 13]] = 1
-  replay.write_shard(tmp_path, 0, make_shard(20, reward=np.full(20, 0.5), terminal=terminal))
+  log_shards.write_shard(tmp_path, 0, make_shard(20, reward=np.full(20, 0.5), terminal=terminal))
   data = replay.load(tmp_path, n_step=3, discount=0.5)
   # Rows 7 to 9 have the end in row 6 among the three before them; 17 to 19 lack a row n later.
   assert replay.valid_rows(data).tolist() == [3, 4, 5, 6, 10, 11, 12, 13]
@@ -192,7 +192,7 @@ def test_sampling_is_uniform_over_valid_rows_and_touches_no_other(tmp_path):
     terminal = np.zeros(30, np.uint8)
     terminal[[9, 20]] = 1
     shards.append(make_shard(30, action=np.arange(first, first + 30), terminal=terminal))
-    replay.write_shard(tmp_path, len(shards) - 1, shards[-1])
+    log_shards.write_shard(tmp_path, len(shards) - 1, shards[-1])
   data = replay.load(tmp_path)
   valid = np.asarray(data.actions)[np.asarray(replay.valid_rows(data))]
   assert len(valid) == 2 * (3 + 3 + 4 + 8 + 2)
@@ -223,19 +223,19 @@ def test_mean_episode_return_is_of_whole_episodes_only(tmp_path):
   terminal[[9, 19, 29]] = 1
   reward = np.arange(40, dtype=np.float32)
   first = make_shard(40, terminal=terminal, reward=reward)
-  replay.write_shard(tmp_path, 0, first)
+  log_shards.write_shard(tmp_path, 0, first)
   # The shard does not begin with padding, so its first episode may have begun before.
   whole = [sum(range(10, 20)), sum(range(20, 30))]
-  assert replay.load(tmp_path).mean_episode_return == np.mean(whole)
+  assert replay.Logs(tmp_path).mean_episode_return == np.mean(whole)
   # With padding it begins here; padding has reward 0.
   observation, reward = first.observation.copy(), first.reward.copy()
   observation[:3] = 0
   reward[:3] = 0
   second = dataclasses.replace(first, observation=observation, reward=reward)
-  replay.write_shard(tmp_path, 1, second)
-  assert replay.load(tmp_path, [1]).mean_episode_return == np.mean([sum(range(3, 10)), *whole])
-  assert replay.load(tmp_path).mean_episode_return == np.mean([*whole, sum(range(3, 10)), *whole])
-  assert np.isnan(replay.load(tmp_path, [0], max_rows_per_shard=9).mean_episode_return)
+  log_shards.write_shard(tmp_path, 1, second)
+  assert replay.Logs(tmp_path, [1]).mean_episode_return == np.mean([sum(range(3, 10)), *whole])
+  assert replay.Logs(tmp_path).mean_episode_return == np.mean([*whole, sum(range(3, 10)), *whole])
+  assert np.isnan(replay.Logs(tmp_path, [0], max_rows_per_shard=9).mean_episode_return)
 
 
 def test_mean_episode_return_of_the_recorded_logs(golden, logs):
@@ -247,7 +247,113 @@ def test_mean_episode_return_of_the_recorded_logs(golden, logs):
     rows = (stream['episode'] == episode) & ~stream['padding']
     if stream['terminal'][rows].any() and len(set(lap[rows])) == 1 and not lost[rows].any():
       returns.append(stream['reward'][rows].sum())
-  assert replay.load(logs).mean_episode_return == np.float32(np.mean(returns))
+  assert replay.Logs(logs).mean_episode_return == np.mean(returns)
+
+
+# Which shards are resident.
+
+
+@pytest.fixture(scope='session')
+def distinct(tmp_path_factory):
+  """Five shards of 30 to 70 rows of noise, and one too short to sample from."""
+  directory = tmp_path_factory.mktemp('distinct')
+  rng = np.random.default_rng(0)
+  for index, num_rows in enumerate((30, 70, 4, 50, 40, 60)):
+    shard = make_shard(num_rows, action=np.full(num_rows, index))
+    shard.observation[:] = rng.integers(256, size=shard.observation.shape)
+    shard.terminal[:num_rows] = rng.random(num_rows) < 0.1
+    log_shards.write_shard(directory, index, shard)
+  return directory
+
+
+def test_a_budget_makes_sets_of_shards_that_change_every_iteration(distinct):
+  whole = replay.Logs(distinct, memory_gb=1)
+  assert whole.num_resident_shards == 5 and whole.shards == [0, 1, 3, 4, 5]
+  assert whole.resident(1) is whole.resident(2)
+  # About 8 kB a row: 250 rows are 2 MB; two sets of two shards are at most 4 MB, of one 1.1 MB.
+  logs = replay.Logs(distinct, memory_gb=0.0012, seed=7)
+  assert logs.num_resident_shards == 1
+  assert '1 of 5 shards at a time' in logs.describe()
+
+  logs = replay.Logs(distinct, memory_gb=10, num_resident_shards=2, seed=7, n_step=2)
+  gather = jax.jit(replay.gather)
+  sample = jax.jit(lambda data, key: replay.sample(data, key, 64))
+  sets = []
+  for iteration in range(1, 12):
+    data = logs.resident(iteration)
+    assert logs.resident(iteration) is data
+    shards = logs.resident_shards(iteration)
+    alone = replay.load(distinct, shards, n_step=2)
+    rows = replay.valid_rows(alone)
+    np.testing.assert_array_equal(replay.valid_rows(data), rows)
+    for ours, theirs in zip(gather(data, rows), gather(alone, rows), strict=True):
+      np.testing.assert_array_equal(ours, theirs)
+    keys = jax.random.split(jax.random.PRNGKey(iteration), 5)
+    for key in keys:
+      for ours, theirs in zip(sample(data, key), replay.sample(alone, key, 64), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    sets.append(shards)
+    assert sum(x.nbytes for x in jax.tree.leaves(data)) * 2 == logs._num_bytes(2)
+  assert sample._cache_size() == 1  # nothing is compiled anew
+  assert len({tuple(shards) for shards in sets}) > 5
+  assert {index for shards in sets for index in shards} == {0, 1, 3, 4, 5}
+  assert all(len(set(shards)) == 2 for shards in sets)
+
+
+def test_resident_shards_are_a_function_of_seed_and_iteration(distinct):
+  def sets(seed: int, iterations) -> list[list[int]]:
+    logs = replay.Logs(distinct, num_resident_shards=2, seed=seed)
+    drawn = []
+    for i in iterations:
+      data = logs.resident(i)  # each row's action is its shard's number
+      drawn.append(sorted(set(np.asarray(data.actions[replay.valid_rows(data)]).tolist())))
+      assert drawn[-1] == logs.resident_shards(i)
+    return drawn
+
+  assert sets(1, [1, 2, 3, 9]) == [sets(1, [i])[0] for i in (1, 2, 3, 9)]
+  assert sets(1, range(8)) != sets(2, range(8))
+
+
+def test_what_comes_next_is_loaded_in_the_background(distinct, monkeypatch):
+  logs = replay.Logs(distinct, num_resident_shards=2)
+  loaded = []
+  load = logs._load
+  monkeypatch.setattr(logs, '_load', lambda shards: (loaded.append(shards), load(shards))[1])
+  logs.resident(4)
+  logs._sets[5].result(timeout=60)
+  assert loaded == [logs.resident_shards(4), logs.resident_shards(5)]
+  assert set(logs._sets) == {4, 5}
+  logs.resident(5)
+  logs._sets[6].result(timeout=60)
+  assert loaded[2:] == [logs.resident_shards(6)]
+  assert set(logs._sets) == {5, 6}  # the set before is let go
+
+
+def test_too_little_memory(distinct):
+  with pytest.raises(ValueError, match=r'--replay_memory_gb=0\.001: too little for 1 of the 5 '):
+    replay.Logs(distinct, memory_gb=0.001)
+  with pytest.raises(ValueError, match='too little for 3 of the 5 shards at a time, which take 0'):
+    replay.Logs(distinct, memory_gb=0.0015, num_resident_shards=3)
+
+
+def test_bytes_are_counted_and_few(golden, logs):
+  """Recorded Breakout frames shrink, and the other columns take 3 bytes a row."""
+  data = replay.load(logs)
+  num_bytes = sum(array.nbytes for array in jax.tree.leaves(data))
+  assert num_bytes == replay.Logs(logs)._num_bytes(4)
+  assert num_bytes / len(data.actions) < 7056 / 150
+  columns = (data.actions, data.rewards, data.terminals)
+  assert sum(column.nbytes for column in columns) == 3 * len(data.actions)
+
+
+def test_rewards_that_are_not_whole_numbers(tmp_path):
+  rewards = [0.25, -0.5, 0.0, 1.0, -7.5, 0.5, 0.0, 0.0]
+  log_shards.write_shard(tmp_path, 0, make_shard(8, reward=np.array(rewards)))
+  log_shards.write_shard(tmp_path, 1, make_shard(8, reward=np.array([2.0] * 8)))
+  data = replay.load(tmp_path)
+  assert data.rewards.dtype == jnp.float32
+  np.testing.assert_array_equal(data.rewards, np.clip([*rewards, *[2.0] * 8], -1, 1))
+  assert replay.load(tmp_path, [1]).rewards.dtype == jnp.int8
 
 
 # Writing.
@@ -256,12 +362,12 @@ def test_mean_episode_return_of_the_recorded_logs(golden, logs):
 def test_writing_is_reproducible_and_reads_back(tmp_path):
   shard = make_shard(20, 25, action=np.arange(20), reward=np.linspace(-3, 3, 20))
   for name in ('a', 'b'):
-    replay.write_shard(tmp_path / name, 7, shard)
+    log_shards.write_shard(tmp_path / name, 7, shard)
   files = sorted(path.name for path in (tmp_path / 'a').iterdir())
   assert len(files) == 6
   for name in files:
     assert (tmp_path / 'a' / name).read_bytes() == (tmp_path / 'b' / name).read_bytes()
-  back = replay.read_shard(tmp_path / 'a', 7)
+  back = log_shards.read_shard(tmp_path / 'a', 7)
   assert back.add_count == 20
   for name, column in shard.columns.items():
     np.testing.assert_array_equal(back.columns[name], column)
@@ -271,12 +377,12 @@ def test_writing_is_reproducible_and_reads_back(tmp_path):
 def test_write_refuses_other_types(tmp_path):
   shard = dataclasses.replace(make_shard(20), action=np.zeros(21, np.int64))
   with pytest.raises(ValueError, match=r'action_ckpt\.0\.gz: expected int32 \[21\], got int64'):
-    replay.write_shard(tmp_path, 0, shard)
+    log_shards.write_shard(tmp_path, 0, shard)
   assert not list(tmp_path.iterdir())
 
 
 def test_a_failing_write_leaves_the_old_shard(tmp_path, monkeypatch):
-  replay.write_shard(tmp_path, 0, make_shard(20, action=np.arange(20)))
+  log_shards.write_shard(tmp_path, 0, make_shard(20, action=np.arange(20)))
   before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
   save, calls = np.save, []
 
@@ -288,21 +394,21 @@ def test_a_failing_write_leaves_the_old_shard(tmp_path, monkeypatch):
 
   monkeypatch.setattr(np, 'save', full_disk)
   with pytest.raises(OSError, match='No space left'):
-    replay.write_shard(tmp_path, 0, make_shard(30))
+    log_shards.write_shard(tmp_path, 0, make_shard(30))
   assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_the_writer_loses_only_the_row_that_would_be_stale(tmp_path):
-  writer = replay.ShardWriter(tmp_path, 10)
+  writer = log_shards.ShardWriter(tmp_path, 10)
   rows = []
   for episode in range(5):
     writer.start_episode()
     rows += [0, 0, 0]
     for step in range(6):
-      rows.append(100 * episode + step + 1)
+      rows.append(40 * episode + step + 1)
       writer.add(np.ones((84, 84), np.uint8), rows[-1], 0.0, step == 5)
   writer.close()
-  shards = [replay.read_shard(tmp_path, i) for i in replay.list_shards(tmp_path)]
+  shards = [log_shards.read_shard(tmp_path, i) for i in log_shards.list_shards(tmp_path)]
   assert [shard.add_count for shard in shards] == [9, 19, 29, 39, 5]
   kept = np.concatenate([shard.action[: shard.num_rows] for shard in shards])
   np.testing.assert_array_equal(kept, np.delete(rows, [9, 19, 29, 39]))
@@ -371,7 +477,7 @@ def test_a_damaged_file_is_named(copy, file: str, damage: str):
 def test_every_flipped_bit_is_harmless_or_found(copy):
   """Some bits of a gzip header mean nothing; all others are checked."""
   path = copy / '$store$_action_ckpt.1.gz'
-  good, want = path.read_bytes(), replay.read_shard(copy, 1).action
+  good, want = path.read_bytes(), log_shards.read_shard(copy, 1).action
   rng = np.random.default_rng(0)
   found = 0
   for position in rng.integers(len(good), size=150):
@@ -379,7 +485,7 @@ def test_every_flipped_bit_is_harmless_or_found(copy):
     bad[position] ^= 1 << rng.integers(8)
     path.write_bytes(bad)
     try:
-      np.testing.assert_array_equal(replay.read_shard(copy, 1).action, want)
+      np.testing.assert_array_equal(log_shards.read_shard(copy, 1).action, want)
     except ValueError:
       found += 1
   assert found > 120
@@ -436,13 +542,13 @@ def test_a_wrong_array_is_named(copy, file: str, array, message: str):
 
 
 def test_stale_rows_may_hold_anything(tmp_path):
-  replay.write_shard(tmp_path, 0, make_shard(20))  # its stale row holds traps
+  log_shards.write_shard(tmp_path, 0, make_shard(20))  # its stale row holds traps
   assert len(replay.load(tmp_path, num_actions=1).actions) == 20
 
 
 @pytest.mark.parametrize('num_rows', [0, 4])
 def test_no_valid_transition(tmp_path, num_rows: int):
-  replay.write_shard(tmp_path, 0, make_shard(num_rows, 10))
+  log_shards.write_shard(tmp_path, 0, make_shard(num_rows, 10))
   with pytest.raises(ValueError, match=r'no valid transition in shards \[0\]'):
     replay.load(tmp_path)
 
@@ -470,5 +576,5 @@ def test_arguments(logs):
 def test_other_files_are_ignored(copy):
   (copy / 'episode_end_indices_ckpt.1.gz').write_bytes(gzip.compress(pickle.dumps([1])))
   (copy / '$store$_observation_ckpt.1.gz.tmp').touch()
-  assert replay.list_shards(copy) == [1]
+  assert log_shards.list_shards(copy) == [1]
   assert len(replay.load(copy).actions) == CAPACITY - 1

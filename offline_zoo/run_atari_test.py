@@ -21,7 +21,7 @@ import chex
 import numpy as np
 import pytest
 
-from offline_zoo import atari_env, networks, parts, replay
+from offline_zoo import atari_env, log_shards, networks, parts, replay
 
 PACKAGE = pathlib.Path(__file__).parent
 AGENTS = sorted(path.parent.name for path in PACKAGE.glob('*/run_atari.py'))
@@ -36,16 +36,34 @@ pytestmark = pytest.mark.parametrize(
 
 
 @pytest.fixture(scope='session')
-def logs(golden):
-  return golden / 'replay' / 'Breakout' / '1' / 'replay_logs'
+def logs(tmp_path_factory):
+  """Six shards of noise, which share no tile, so that each takes as much memory."""
+  directory = tmp_path_factory.mktemp('logs')
+  rng = np.random.default_rng(0)
+  for index in range(6):
+    terminal = np.zeros(120, np.uint8)
+    terminal[20::30] = 1
+    shard = log_shards.Shard(
+      observation=rng.integers(256, size=(120, 84, 84), dtype=np.uint8),
+      action=rng.integers(4, size=120, dtype=np.int32),
+      reward=rng.integers(-2, 3, size=120).astype(np.float32),
+      terminal=terminal,
+      add_count=119,
+    )
+    log_shards.write_shard(directory, index, shard)
+  return directory
 
 
 def make_settings(logs, directory) -> dict:
-  """A tiny run: random evaluation, because Breakout waits for FIRE until the frame limit."""
+  """A tiny run, with two of six shards resident at a time.
+
+  It evaluates a random policy, because Breakout waits for FIRE until the frame limit.
+  """
   return {
     'environment_name': 'breakout',
     'replay_dir': str(logs),
-    'shards': (0,),
+    'shards': tuple(range(6)),
+    'replay_memory_gb': 0.005,
     'results_csv_path': str(directory / 'run' / 'results.csv'),
     'seed': 3,
     'num_iterations': NUM_ITERATIONS,
@@ -134,8 +152,8 @@ def learnt(agent: str, settings: dict):
   module = importlib.import_module(f'offline_zoo.{agent}.run_atari')
   original = parts.Results.resume
 
-  def resume(self, agent):
-    progress = original(self, agent)
+  def resume(self, agent, logs):
+    progress = original(self, agent, logs)
     kept.append(agent.get_state())
     return progress
 
@@ -154,11 +172,13 @@ def test_results(agent, undisturbed):
   assert [int(row['iteration']) for row in table] == [*numbers]
   assert [int(row['num_updates']) for row in table] == [4 * i for i in numbers]
   assert [int(row['frame']) for row in table] == [64 * i for i in numbers]
-  stream_mean = float(replay.load(settings['replay_dir'], [0]).mean_episode_return)
+  logs = replay.Logs(settings['replay_dir'], memory_gb=settings['replay_memory_gb'])
+  assert logs.num_resident_shards == 2
+  assert len({str(logs.resident_shards(i)) for i in numbers}) > 1
   for row in table:
     score = float(row['eval_episode_return'])
     assert float(row['normalized_return']) == pytest.approx((score - 1.7) / (30.5 - 1.7))
-    assert float(row['dataset_episode_return']) == stream_mean
+    assert float(row['dataset_episode_return']) == logs.mean_episode_return
     assert int(row['eval_num_episodes']) == 1
     assert row['environment_name'] == 'breakout' and row['seed'] == '3'
     values = [value for name, value in row.items() if name != 'environment_name']
@@ -298,9 +318,10 @@ def test_bad_flags_are_named_before_anything_is_written(agent, settings, changes
 
 
 def test_logs_of_another_game(agent, settings, tmp_path):
-  shard = replay.read_shard(settings['replay_dir'], 0)
+  shutil.copytree(settings['replay_dir'], tmp_path / 'logs')
+  shard = log_shards.read_shard(settings['replay_dir'], 0)
   shard.action[5] = 4
-  replay.write_shard(tmp_path / 'logs', 0, shard)
+  log_shards.write_shard(tmp_path / 'logs', 0, shard)
   with pytest.raises(ValueError, match=r'action_ckpt\.0\.gz: .*0 to 3.*another game'):
     run_here(agent, {**settings, 'replay_dir': str(tmp_path / 'logs')})
 
@@ -310,7 +331,7 @@ def test_logs_of_another_game(agent, settings, tmp_path):
   [
     ({'environment_name': 'pong'}, 'its --environment_name is breakout, not pong'),
     ({'learning_rate': 1e-3}, r'its --learning_rate is .*, not 0\.001'),
-    ({'shards': (1,)}, r'its --shards is \[0\], not \[1\]'),
+    ({'shards': (1,)}, r'its --shards is \[0, 1, 2, 3, 4, 5\], not \[1\]'),
     ({'max_rows_per_shard': 100}, '--max_rows_per_shard is None, not 100'),
   ],
 )
@@ -337,9 +358,10 @@ def test_a_checkpoint_of_another_agent_or_network(agent, after_one, monkeypatch)
 
 def test_a_checkpoint_of_other_logs(agent, after_one, tmp_path):
   """The logs may move, but not change."""
-  shard = replay.read_shard(after_one['replay_dir'], 0)
+  shutil.copytree(after_one['replay_dir'], tmp_path / 'logs')
+  shard = log_shards.read_shard(after_one['replay_dir'], 0)
   shard.reward[20] += 1
-  replay.write_shard(tmp_path / 'logs', 0, shard)
+  log_shards.write_shard(tmp_path / 'logs', 0, shard)
   with pytest.raises(ValueError, match="its logs' checksum is"):
     run_here(agent, {**after_one, 'replay_dir': str(tmp_path / 'logs')})
 

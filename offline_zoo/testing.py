@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from offline_zoo import replay
+from offline_zoo import log_shards, replay
 
 REWARDS = np.array([[0.0, -0.2], [0.3, 1.0]])
 DISCOUNT = 0.9
@@ -28,7 +28,7 @@ def write_logs(
   directory: str | os.PathLike, num_transitions: int = 400, rate_of_action_1: float = 0.5
 ) -> None:
   """Logs a policy that takes action 1 at a rate."""
-  writer = replay.ShardWriter(directory, capacity=150)
+  writer = log_shards.ShardWriter(directory, capacity=150)
   rng = np.random.default_rng(0)
   while writer.num_transitions < num_transitions:
     writer.start_episode()

@@ -21,6 +21,8 @@ class Config:
   replay_dir: str | None = None  # directory of log shards; default: demo logs, made if missing
   shards: tuple[int, ...] | None = None  # numbers of the shards to load; default: all
   max_rows_per_shard: int | None = None  # first rows of each shard to load (CQL's 1%: 10000)
+  replay_cache_dir: str | None = None  # keeps encoded shards; default: ~/.cache; none: does not
+  replay_memory_gb: float | None = None  # 10^9 bytes; default: free GPU memory, half of a CPU's
   results_csv_path: str | None = None  # default: runs/bcq/<environment_name>/<seed>/results.csv
   checkpoint_dir: str | None = None  # default: checkpoint, beside the CSV
   seed: int = 1  # of initialisation, sampling and evaluation
@@ -54,20 +56,24 @@ def main(config: Config) -> None:
     )
 
   num_actions = make_environment(seed=0).action_spec().num_values
-  data = replay.load(
+  logs = replay.Logs(
     config.replay_dir or demo_logs.find_or_make(config.environment_name),
     config.shards,
     n_step=config.n_step,
     discount=config.discount,
     num_actions=num_actions,
     max_rows_per_shard=config.max_rows_per_shard,
+    cache_dir=replay.cache_dir(config.replay_cache_dir),
+    memory_gb=config.replay_memory_gb,
+    num_resident_shards=results.progress.num_resident_shards,
+    seed=config.seed,
   )
-  logging.info('Replay: %s', replay.describe(data))
+  logging.info('Replay: %s', logs.describe())
 
   bcq = agent.Bcq(
     network=networks.behaviour_network(num_actions),
     optimizer=optax.adam(config.learning_rate, eps=config.adam_epsilon),
-    data=data,
+    data=logs.resident(results.progress.iteration),
     processor=processors.AtariProcessor(),
     batch_size=config.batch_size,
     target_network_update_period=config.target_network_update_period,
@@ -78,14 +84,15 @@ def main(config: Config) -> None:
     rng_key=jax.random.PRNGKey(config.seed),
   )
 
-  progress = results.resume(bcq)
+  progress = results.resume(bcq, logs)
   with parts.StopSignal() as stop:  # SIGTERM and Ctrl-C leave the block at the next good moment
     while progress.iteration <= config.num_iterations:
+      bcq.data = logs.resident(progress.iteration)
       parts.learn_iteration(bcq, progress, config.num_updates_per_iteration, stop)
       environment_seed, act_key = parts.evaluation_seed(config.seed, progress.iteration)
       environment = make_environment(environment_seed)
       evaluation = parts.evaluate(bcq, environment, config.eval_steps, act_key, stop)
-      progress.finish_iteration(config, evaluation, float(data.mean_episode_return))
+      progress.finish_iteration(config, evaluation, logs.mean_episode_return)
       results.save(bcq, progress)
   if stop.requested:
     results.save(bcq, progress)  # what was learnt in the iteration under way

@@ -1,0 +1,204 @@
+"""Encodes frames, one after the other, into the dictionaries that frame_store.py decodes from.
+
+Numba compiles what is here when it is first used, in seconds, and keeps the result on disk.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numba
+import numpy as np
+
+from offline_zoo import frame_store
+
+_jit = numba.njit(nogil=True, cache=True)
+# Random odd factors of a multilinear hash, as many as the words of the longest item.
+_FACTORS = np.random.default_rng(0).integers(2**64, size=36, dtype=np.uint64) | np.uint64(1)
+# The tables grow between calls of the kernel, so that they can take whatever it may find.
+_FRAMES_PER_CALL = 500
+_ITEMS_PER_FRAME = tuple(
+  frame_store.NUM_BANDS * n
+  for n in (frame_store.NUM_BLOCKS * frame_store.BLOCK**2, frame_store.NUM_BLOCKS, 1)
+)
+
+
+class _Table(NamedTuple):
+  """A dictionary, and a hash table to find its items in: open addressing, linear probing.
+
+  Attributes:
+    items: [capacity, W] uint32.
+    num_items: [1] int64, how many items there are.
+    slots: [a power of two, 2] uint32: an item's id plus one, or zero if the slot is empty, and 32
+      bits of its hash that did not choose the slot.
+  """
+
+  items: np.ndarray
+  num_items: np.ndarray
+  slots: np.ndarray
+
+  @classmethod
+  def make(cls, items: np.ndarray, capacity: int) -> '_Table':
+    """A table with room for so many items, of which these [M, W], all distinct, are the first."""
+    table = cls(
+      np.zeros((capacity, items.shape[1]), np.uint32),
+      np.zeros(1, np.int64),
+      np.zeros((2 ** (2 * capacity - 1).bit_length(), 2), np.uint32),
+    )
+    _intern_all(table, items, np.empty(len(items), np.uint32))
+    return table
+
+
+@_jit
+def _intern(table, item):
+  """The id of an item [W], which is added if it is new."""
+  value = np.uint64(0)
+  for i in range(len(item)):
+    value += np.uint64(item[i]) * _FACTORS[i]
+  value = (value ^ (value >> np.uint64(32))) * _FACTORS[0]
+  tag = np.uint32(value)
+  mask = np.uint64(len(table.slots) - 1)
+  slot = (value >> np.uint64(32)) & mask
+  while table.slots[slot, 0] != 0:
+    if table.slots[slot, 1] == tag:
+      known = table.slots[slot, 0] - np.uint32(1)
+      equal = True  # which equal hashes do not prove
+      for i in range(len(item)):
+        equal &= table.items[known, i] == item[i]
+      if equal:
+        return known
+    slot = (slot + np.uint64(1)) & mask
+  new = np.uint32(table.num_items[0])
+  for i in range(len(item)):
+    table.items[new, i] = item[i]
+  table.slots[slot, 0] = new + np.uint32(1)
+  table.slots[slot, 1] = tag
+  table.num_items[0] += 1
+  return new
+
+
+@_jit
+def _intern_all(table, items, ids):
+  for i in range(len(items)):
+    ids[i] = _intern(table, items[i])
+
+
+def intern_all(items: np.ndarray) -> tuple[np.ndarray, int]:
+  """Ids [...] uint32 of items [..., W] uint32, by first appearance, and how many are distinct."""
+  flat = np.ascontiguousarray(items.reshape(-1, items.shape[-1]))
+  table = _Table.make(flat[:0], capacity=len(flat))
+  ids = np.empty(len(flat), np.uint32)
+  _intern_all(table, flat, ids)
+  return ids.reshape(items.shape[:-1]), int(table.num_items[0])
+
+
+@_jit
+def _differ(a, b, top, bottom):
+  """Whether two images differ in a range of rows."""
+  difference = np.uint32(0)
+  for y in range(top, bottom):
+    for x in range(a.shape[1]):
+      difference |= a[y, x] ^ b[y, x]
+  return difference != 0
+
+
+@_jit
+def _encode(words, last, ids, tables, out):
+  """Encodes frames; a piece that is what it was in the frame before keeps its id.
+
+  Args:
+    words: [K, 84, 21] uint32, frames, four pixels to a word.
+    last: [84, 21] uint32, the frame before.
+    ids: of the tiles [21, 21], blocks [7, 7] and bands [7] of `last`, uint32; updated.
+    tables: of tiles, blocks and bands; updated.
+    out: [K, 7] uint32, the frames' band ids.
+  """
+  tile_ids, block_ids, band_ids = ids
+  tiles, blocks, bands = tables
+  tile = np.empty(4, np.uint32)
+  block = np.empty(9, np.uint32)
+  for k in range(len(words)):
+    new = words[k]
+    old = words[k - 1] if k else last
+    for r in range(7):
+      if _differ(new, old, 12 * r, 12 * r + 12):
+        for c in range(7):
+          changed = False
+          for q in range(9):
+            i, j = 3 * r + q // 3, 3 * c + q % 3
+            difference = np.uint32(0)
+            for y in range(4):
+              tile[y] = new[4 * i + y, j]
+              difference |= tile[y] ^ old[4 * i + y, j]
+            if difference != 0:
+              tile_ids[i, j] = _intern(tiles, tile)
+              changed = True
+            block[q] = tile_ids[i, j]
+          if changed:
+            block_ids[r, c] = _intern(blocks, block)
+        band_ids[r] = _intern(bands, block_ids[r])
+      out[k, r] = band_ids[r]
+
+
+class Encoder:
+  """Dictionaries that grow with the frames that are encoded.
+
+  Black is known from the beginning: tile, block and band 0.
+  """
+
+  def __init__(self, dictionaries: Sequence[frame_store.Dictionaries] = ()):
+    """Begins with the pieces of these, one after the other, if there are any."""
+    black = [
+      np.zeros((0 if dictionaries else 1, size), np.uint32) for size in frame_store.ITEM_SIZES
+    ]
+    self._tables = []
+    for level, nothing in enumerate(black):
+      items = np.concatenate([nothing, *(dictionary[level] for dictionary in dictionaries)])
+      self._tables.append(_Table.make(items, capacity=len(items)))
+    self._num_taken = self.num_items if dictionaries else (0, 0, 0)
+    self._last = np.zeros((84, 21), np.uint32)
+    self._ids = tuple(np.zeros(shape, np.uint32) for shape in ((21, 21), (7, 7), (7,)))
+
+  @property
+  def num_items(self) -> tuple[int, int, int]:
+    """How many tiles, blocks and bands there are."""
+    tiles, blocks, bands = (int(table.num_items[0]) for table in self._tables)
+    return tiles, blocks, bands
+
+  def take_new(self) -> frame_store.Dictionaries:
+    """A copy of the pieces that were not given at the beginning nor taken since."""
+    start, self._num_taken = self._num_taken, self.num_items
+    return frame_store.Dictionaries(
+      *(
+        table.items[first:end].copy()
+        for table, first, end in zip(self._tables, start, self._num_taken, strict=True)
+      )
+    )
+
+  def num_used(self, ids: np.ndarray) -> np.ndarray:
+    """How many tiles, blocks and bands [3] the frames with these band ids are made of."""
+    counts = []
+    for table in reversed(self._tables):
+      used = np.zeros(len(table.items), bool)
+      used[ids] = True
+      counts.append(np.count_nonzero(used))
+      ids = table.items[: len(used)][used]
+    return np.array(counts[::-1])
+
+  def encode(self, pixels: np.ndarray) -> np.ndarray:
+    """The band ids [K, 7] uint32 of frames [K, 84, 84] uint8; fastest if each is like the last."""
+    ids = np.empty((len(pixels), 7), np.uint32)
+    for start in range(0, len(pixels), _FRAMES_PER_CALL):
+      words = pixels[start : start + _FRAMES_PER_CALL].view(np.uint32)
+      self._make_room(len(words))
+      out = ids[start : start + len(words)]
+      _encode(words, self._last, self._ids, tuple(self._tables), out)
+      self._last[:] = words[-1]
+    return ids
+
+  def _make_room(self, num_frames: int) -> None:
+    for level, per_frame in enumerate(_ITEMS_PER_FRAME):
+      table = self._tables[level]
+      count = int(table.num_items[0])
+      if count + num_frames * per_frame > len(table.items):
+        capacity = int(1.5 * count) + num_frames * per_frame
+        self._tables[level] = _Table.make(table.items[:count], capacity)

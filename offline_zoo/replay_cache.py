@@ -1,0 +1,220 @@
+"""Encoded shards, and the files that they are kept in between runs.
+
+All shards of a game share one set of dictionaries, which grows as shards are encoded one after the
+other. So a cache directory holds a chain: file K has what the K-th shard added to the dictionaries,
+its frames as ids that may point to pieces of any file so far, and the SHA-256 of file K - 1. A file
+begins with the SHA-256 of the rest of it. What is damaged, of other logs, of another version or
+does not continue the chain is not used, nor is anything after it.
+"""
+
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+import pathlib
+import tempfile
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from offline_zoo import frame_store
+
+VERSION = 1
+_DIGEST_SIZE = hashlib.sha256().digest_size
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodedShard:
+  """The n usable rows of a shard. Ids are of the whole chain's pieces, packed by frame_store.pack.
+
+  Attributes:
+    tiles: [t, 4] uint32, the tiles that no shard before had.
+    blocks: [b, 9, k] uint8, likewise.
+    bands: [s, 7, k] uint8, likewise.
+    frames: [n, 7, k] uint8.
+    actions: [n] uint8.
+    rewards: [n], clipped to [-1, 1]; int8 if they are whole numbers, else float32.
+    terminals: [n] bool.
+    episode_returns: [e] float64, sums of rewards as logged, of episodes that lie whole within it.
+    num_used: [3] int64, how many tiles, blocks and bands the frames are made of.
+    checksum: [] uint32, a CRC-32 of frames, actions, rewards as logged, and terminals.
+  """
+
+  tiles: np.ndarray
+  blocks: np.ndarray
+  bands: np.ndarray
+  frames: np.ndarray
+  actions: np.ndarray
+  rewards: np.ndarray
+  terminals: np.ndarray
+  episode_returns: np.ndarray
+  num_used: np.ndarray
+  checksum: np.ndarray
+
+  def pieces(self, level: int) -> np.ndarray:
+    """Its new tiles (level 0), blocks (1) or bands (2), packed if they are ids."""
+    return (self.tiles, self.blocks, self.bands)[level]
+
+  @property
+  def dictionaries(self) -> frame_store.Dictionaries:
+    return frame_store.Dictionaries(
+      np.asarray(self.tiles), frame_store.unpack(self.blocks), frame_store.unpack(self.bands)
+    )
+
+
+class _HashingFile:
+  """Passes on what is written, and hashes it."""
+
+  def __init__(self, file):
+    self._file = file
+    self.sha256 = hashlib.sha256()
+
+  def write(self, data) -> int:
+    self.sha256.update(data)
+    return self._file.write(data)
+
+
+def _write(path: pathlib.Path, header: dict[str, Any], shard: EncodedShard) -> str:
+  """Writes a file, whole or not at all; returns its hash."""
+  with tempfile.NamedTemporaryFile(dir=path.parent, prefix='.partial-', delete=False) as file:
+    try:
+      file.write(bytes(_DIGEST_SIZE))
+      hashing = _HashingFile(file)
+      np.save(hashing, np.frombuffer(json.dumps(header).encode(), np.uint8))
+      for field in dataclasses.fields(shard):
+        np.save(hashing, getattr(shard, field.name), allow_pickle=False)
+      file.seek(0)
+      file.write(hashing.sha256.digest())
+      file.flush()
+      os.replace(file.name, path)
+    except BaseException:
+      pathlib.Path(file.name).unlink(missing_ok=True)
+      raise
+  return hashing.sha256.hexdigest()
+
+
+def _map_array(file) -> np.ndarray:
+  """The array at an open file's position, in the file's own pages."""
+  np.lib.format.read_magic(file)
+  shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+  if dtype.hasobject:
+    raise ValueError('it holds Python objects')
+  if 0 in shape:
+    return np.empty(shape, dtype)
+  start = file.tell()
+  array = np.memmap(file, dtype, 'r', start, shape)
+  file.seek(start + array.nbytes)
+  return array
+
+
+def _read(path: pathlib.Path) -> tuple[dict[str, Any], EncodedShard, str]:
+  """A file's header, its shard and its hash.
+
+  Raises:
+    FileNotFoundError: there is none.
+    ValueError: it is not as `_write` left it.
+  """
+  with open(path, 'rb') as file:
+    expected = file.read(_DIGEST_SIZE)
+    sha256 = hashlib.file_digest(file, 'sha256')
+    if sha256.digest() != expected:
+      raise ValueError('it is damaged')
+    file.seek(_DIGEST_SIZE)
+    header = json.loads(bytes(_map_array(file)))
+    if header['version'] != VERSION:  # before its arrays are taken for ours
+      raise ValueError(f'it is of version {header["version"]}, not {VERSION}')
+    arrays = [_map_array(file) for _ in dataclasses.fields(EncodedShard)]
+  return header, EncodedShard(*arrays), sha256.hexdigest()
+
+
+class Cache:
+  """The chain of one replay directory's shards: a context, in which no other process has it.
+
+  Attributes:
+    shards: encoded shards by number, in the chain's order.
+  """
+
+  def __init__(self, directory: pathlib.Path | None):
+    """Keeps files in a directory, which is made if need be; with None, nothing is kept."""
+    self._directory = directory
+    self._previous = ''
+    self.shards: dict[int, EncodedShard] = {}
+
+  def __enter__(self) -> 'Cache':
+    self._lock = None
+    if self._directory is not None:
+      try:
+        self._directory.mkdir(parents=True, exist_ok=True)
+        self._lock = open(self._directory / '.lock', 'w')
+      except OSError as error:
+        self._give_up(error)
+    if self._lock is not None:
+      try:
+        fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      except BlockingIOError:
+        logging.info('Waiting for another process that encodes these logs: %s', self._directory)
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+    return self
+
+  def __exit__(self, *unused) -> None:
+    if self._lock is not None:
+      self._lock.close()
+
+  def _give_up(self, error: OSError) -> None:
+    logging.warning('Encoded logs will not be kept for the next run: %s', error)
+    self._directory = None
+
+  def _path(self, position: int) -> pathlib.Path:
+    assert self._directory is not None
+    return self._directory / f'{position:04d}.shard'
+
+  def read(self, fingerprints: dict[int, Any]) -> None:
+    """Reads the chain as far as it is good.
+
+    Args:
+      fingerprints: for each shard that there is, what tells whether it has changed; JSON-able.
+    """
+    while self._directory is not None:
+      path = self._path(len(self.shards))
+      try:
+        header, shard, digest = _read(path)
+        if header['previous'] != self._previous:
+          raise ValueError('it does not continue the file before it')
+        if header['fingerprint'] != fingerprints.get(header['shard']):
+          raise ValueError(f'shard {header["shard"]} has changed since')
+      except FileNotFoundError:
+        break
+      except (OSError, ValueError, KeyError, TypeError) as error:
+        logging.warning('%s: not used, its shard is encoded anew: %s', path, error)
+        break
+      self.shards[header['shard']] = shard
+      self._previous = digest
+
+  def append(self, number: int, fingerprint: Any, shard: EncodedShard) -> None:
+    """Adds a shard to the chain and, if it can, to the directory.
+
+    Files that it takes the place of, or that came after, would no longer be read.
+    """
+    path = None if self._directory is None else self._path(len(self.shards))
+    self.shards[number] = shard
+    if path is None:
+      return
+    header = {
+      'version': VERSION, 'previous': self._previous, 'shard': number, 'fingerprint': fingerprint
+    }  # fmt: skip
+    try:
+      self._previous = _write(path, header, shard)
+      _, self.shards[number], _ = _read(path)  # in the file's pages rather than ours
+    except OSError as error:
+      self._give_up(error)
+
+
+def directory_for(
+  cache_dir: str | os.PathLike, replay_dir: str | os.PathLike, max_rows_per_shard: int | None
+) -> pathlib.Path:
+  """Where in `cache_dir` the chain of a replay directory is kept."""
+  resolved = pathlib.Path(replay_dir).resolve()
+  key = hashlib.sha256(f'{resolved}\0{max_rows_per_shard}'.encode()).hexdigest()[:16]
+  return pathlib.Path(cache_dir, f'{resolved.name}-{key}')

@@ -1,0 +1,275 @@
+"""Tests for what Logs keeps in a cache, and for what it does with a bad one."""
+
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from offline_zoo import log_shards, replay, replay_cache
+
+SCRIPT = """
+import sys
+from offline_zoo import log_shards, replay
+read = log_shards.read_frames
+log_shards.read_frames = lambda *args: (print('encodes', args[0].name), read(*args))[1]
+logs = replay.Logs(sys.argv[1], cache_dir=sys.argv[2])
+print(logs.checksum, logs.resident(0).frames.frames.shape)
+"""
+
+
+@pytest.fixture
+def logs(golden, tmp_path):
+  """A copy of the recorded logs, four shards, to be changed."""
+  source = golden / 'replay' / 'Breakout' / '1' / 'replay_logs'
+  return pathlib.Path(shutil.copytree(source, tmp_path / 'logs'))
+
+
+@pytest.fixture
+def encoded(monkeypatch) -> list[int]:
+  """The numbers of the shards whose frames were read since it was last cleared."""
+  numbers = []
+  read_frames = log_shards.read_frames
+
+  def reading(path, capacity):
+    numbers.append(int(path.name.split('.')[1]))
+    return read_frames(path, capacity)
+
+  monkeypatch.setattr(log_shards, 'read_frames', reading)
+  return numbers
+
+
+def files_of(cache: pathlib.Path) -> list[pathlib.Path]:
+  return sorted(cache.glob('*/*.shard'))
+
+
+def check(logs, shards, cache, **kwargs) -> None:
+  """What comes with the cache is, row by row, what comes without."""
+  want = replay.Logs(logs, shards, **kwargs)
+  got = replay.Logs(logs, shards, cache_dir=cache, **kwargs)
+  assert got.checksum == want.checksum
+  np.testing.assert_equal(got.mean_episode_return, want.mean_episode_return)
+  rows = replay.valid_rows(want.resident(0))
+  np.testing.assert_array_equal(replay.valid_rows(got.resident(0)), rows)
+  gather = jax.jit(replay.gather)
+  for ours, theirs in zip(
+    gather(got.resident(0), rows), gather(want.resident(0), rows), strict=True
+  ):
+    np.testing.assert_array_equal(ours, theirs)
+
+
+def test_the_second_time_nothing_is_encoded(logs, tmp_path, encoded):
+  replay.Logs(logs, cache_dir=tmp_path / 'cache')
+  assert encoded == [0, 1, 2, 3]
+  assert len(files_of(tmp_path / 'cache')) == 4
+  encoded.clear()
+  replay.Logs(logs, cache_dir=tmp_path / 'cache')
+  assert encoded == []
+  check(logs, None, tmp_path / 'cache', n_step=3)
+  # Logs in another directory are other logs, and so are fewer rows of each shard.
+  encoded.clear()
+  moved = shutil.copytree(logs, tmp_path / 'moved')
+  replay.Logs(moved, [2], cache_dir=tmp_path / 'cache')
+  replay.Logs(logs, [2], cache_dir=tmp_path / 'cache', max_rows_per_shard=100)
+  assert encoded == [2, 2]
+  check(logs, [2], tmp_path / 'cache', max_rows_per_shard=100)
+  check(logs, [2], tmp_path / 'cache')
+
+
+def test_shards_are_added_and_subsets_taken(logs, tmp_path, encoded):
+  cache = tmp_path / 'cache'
+  replay.Logs(logs, [3, 1], cache_dir=cache)
+  before = [path.read_bytes() for path in files_of(cache)]
+  replay.Logs(logs, [0, 1], cache_dir=cache)
+  replay.Logs(logs, cache_dir=cache)
+  assert encoded == [3, 1, 0, 2]
+  assert [path.read_bytes() for path in files_of(cache)][:2] == before
+  for shards in ([3, 1], [1, 3], [2], [0, 2], None):
+    check(logs, shards, cache)
+  # Pieces of shards that are not chosen are left out.
+  alone = replay.load(logs, [2])
+  from_chain = replay.load(logs, [2], cache_dir=cache)
+  for one, other in zip(alone.frames, from_chain.frames, strict=True):
+    assert one.shape == other.shape
+
+
+def flip(position: int):
+  def damage(data: bytes) -> bytes:
+    at = position % len(data)
+    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+  return damage
+
+
+DAMAGES = {
+  'in its hash': flip(3),
+  'in its header': flip(170),
+  'in the middle': lambda data: flip(len(data) // 2)(data),
+  'at its end': flip(-1),
+  'truncated': lambda data: data[: len(data) // 2],
+  'longer': lambda data: data + b'\0',
+  'empty': lambda data: b'',
+  'text': lambda data: b'hello\n' * 100,
+}
+
+
+@pytest.mark.parametrize('damage', DAMAGES)
+@pytest.mark.parametrize('position', [0, 2])
+def test_a_damaged_file_is_found_and_made_anew(logs, tmp_path, encoded, damage, position):
+  cache = tmp_path / 'cache'
+  replay.Logs(logs, cache_dir=cache)
+  good = [path.read_bytes() for path in files_of(cache)]
+  path = files_of(cache)[position]
+  path.write_bytes(DAMAGES[damage](good[position]))
+  encoded.clear()
+  check(logs, None, cache)
+  assert encoded[4:] == [0, 1, 2, 3][position:]  # first without, then with the cache
+  assert [path.read_bytes() for path in files_of(cache)] == good
+
+
+def test_every_flipped_bit_is_found(logs, tmp_path):
+  replay.Logs(logs, [3], cache_dir=tmp_path / 'cache')
+  (path,) = files_of(tmp_path / 'cache')
+  good = path.read_bytes()
+  for position in np.random.default_rng(0).integers(len(good), size=200):
+    path.write_bytes(flip(position)(good))
+    with pytest.raises(ValueError, match='damaged'):
+      replay_cache._read(path)
+
+
+def rewrite(path: pathlib.Path, **header) -> None:
+  """Makes a file with another header and, for that, a right hash."""
+  stored, shard, _ = replay_cache._read(path)
+  shard = replay_cache.EncodedShard(*(np.array(getattr(shard, f)) for f in vars(shard)))
+  replay_cache._write(path, {**stored, **header}, shard)
+
+
+@pytest.mark.parametrize(
+  'header, message',
+  [
+    ({'version': replay_cache.VERSION + 1}, 'of version'),
+    ({'previous': '0' * 64}, 'does not continue'),
+    ({'shard': 2}, 'has changed since'),
+    ({'shard': 77}, 'has changed since'),
+    ({'fingerprint': {}}, 'has changed since'),
+  ],
+)
+def test_a_foreign_file_is_not_used(logs, tmp_path, encoded, caplog, header, message):
+  cache = tmp_path / 'cache'
+  replay.Logs(logs, cache_dir=cache)
+  rewrite(files_of(cache)[1], **header)
+  encoded.clear()
+  check(logs, None, cache)
+  assert encoded[4:] == [1, 2, 3]
+  assert message in caplog.text
+
+
+def test_another_directorys_files_are_not_used(logs, tmp_path, encoded):
+  cache = tmp_path / 'cache'
+  other = pathlib.Path(shutil.copytree(logs, tmp_path / 'other'))
+  shard = log_shards.read_shard(other, 0)
+  shard.observation[10] += 1
+  log_shards.write_shard(other, 0, shard)
+  for replay_dir in (logs, other):
+    replay.Logs(replay_dir, cache_dir=cache)
+  first, second = (replay_cache.directory_for(cache, x, None) for x in (logs, other))
+  for path in files_of(cache):
+    if path.parent == second:
+      shutil.copy(path, first)
+  encoded.clear()
+  check(logs, None, cache)
+  assert encoded[4:] == [0, 1, 2, 3]
+
+
+def test_a_changed_shard_is_encoded_anew(logs, tmp_path, encoded):
+  cache = tmp_path / 'cache'
+  replay.Logs(logs, cache_dir=cache)
+  shard = log_shards.read_shard(logs, 2)
+  shard.observation[10] += 1
+  log_shards.write_shard(logs, 2, shard)
+  encoded.clear()
+  check(logs, None, cache)
+  assert encoded[4:] == [2, 3]
+  # As is one that only seems to have changed.
+  os.utime(log_shards.shard_path(logs, 'reward', 3), ns=(1, 1))
+  encoded.clear()
+  check(logs, None, cache)
+  assert encoded[4:] == [3]
+
+
+def test_actions_are_checked_against_the_game_at_hand(logs, tmp_path):
+  replay.Logs(logs, cache_dir=tmp_path / 'cache', num_actions=4)
+  with pytest.raises(ValueError, match=r'action_ckpt\.0\.gz: expected actions 0 to 2 .*got 3 in'):
+    replay.Logs(logs, cache_dir=tmp_path / 'cache', num_actions=3)
+
+
+def test_nothing_is_ever_unpickled(logs, tmp_path, encoded):
+  class Bomb:
+    def __reduce__(self):
+      return open, (str(tmp_path / 'bomb'), 'w')
+
+  replay.Logs(logs, [0], cache_dir=tmp_path / 'cache')
+  (path,) = files_of(tmp_path / 'cache')
+  header, _, _ = replay_cache._read(path)
+  hashing_to = tmp_path / 'bad'
+  with open(hashing_to, 'wb') as file:
+    file.write(bytes(32))
+    hashing = replay_cache._HashingFile(file)
+    np.save(hashing, np.frombuffer(json.dumps(header).encode(), np.uint8))
+    np.save(hashing, np.array([Bomb()], dtype=object), allow_pickle=True)
+    file.seek(0)
+    file.write(hashing.sha256.digest())
+  os.replace(hashing_to, path)
+  encoded.clear()
+  check(logs, [0], tmp_path / 'cache')
+  assert encoded == [0, 0]
+  assert not (tmp_path / 'bomb').exists()
+
+
+def test_two_processes_on_a_cold_cache(logs, tmp_path):
+  command = [sys.executable, '-c', SCRIPT, str(logs), str(tmp_path / 'cache')]
+  environment = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(pathlib.Path.cwd())}
+  processes = [
+    subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)
+  ]
+  outputs = [process.communicate(timeout=120)[0].splitlines() for process in processes]
+  assert [process.returncode for process in processes] == [0, 0]
+  want = replay.Logs(logs).checksum
+  assert [output[-1].split()[0] for output in outputs] == [str(want)] * 2
+  # One of them encoded, the other waited for it.
+  assert sorted(len(output) for output in outputs) == [1, 5]
+  assert len(files_of(tmp_path / 'cache')) == 4
+  check(logs, None, tmp_path / 'cache')
+
+
+def test_a_full_disk_only_costs_the_cache(logs, tmp_path, monkeypatch, caplog):
+  save = np.save
+
+  def full_disk(file, *args, **kwargs):
+    if len(files_of(tmp_path / 'cache')) == 2:
+      raise OSError(28, 'No space left on device')
+    save(file, *args, **kwargs)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(np, 'save', full_disk)
+    check(logs, None, tmp_path / 'cache')
+  assert 'will not be kept for the next run: [Errno 28]' in caplog.text
+  left = [path.name for path in (tmp_path / 'cache').rglob('*') if path.is_file()]
+  assert sorted(left) == ['.lock', '0000.shard', '0001.shard']
+  check(logs, None, tmp_path / 'cache')
+  assert len(files_of(tmp_path / 'cache')) == 4
+
+
+def test_the_flag(tmp_path, monkeypatch):
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+  assert replay.cache_dir(None) == tmp_path / 'offline_zoo' / 'replay'
+  assert replay.cache_dir('none') is None
+  assert replay.cache_dir(str(tmp_path / 'here')) == tmp_path / 'here'
+  (tmp_path / 'file').touch()
+  with pytest.raises(OSError, match=r'--replay_cache_dir=.*file/cache: cannot be made'):
+    replay.cache_dir(str(tmp_path / 'file' / 'cache'))
