@@ -88,26 +88,27 @@ def resident_gigabytes() -> float:
 
 
 class Peer:
-  """A learner in another environment, one line of JSON a request."""
+  """What a script in peers/ serves from another environment, one line of JSON a request."""
 
-  def __init__(self, python: str, replay_dir: pathlib.Path):
-    script = pathlib.Path(__file__).parent / 'peers' / 'dopamine_dqn.py'
+  def __init__(self, python: str, script: str, *flags: str):
+    self._script = pathlib.Path(__file__).parent / 'peers' / script
     self._process = subprocess.Popen(
-      [python, str(script), f'--replay_dir={replay_dir}'],
+      [python, str(self._script), *flags],
       stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
     )  # fmt: skip
-    self.versions = self._answer()['versions']
+    self.ready = self._answer()
 
   def _answer(self) -> dict:
     assert self._process.stdout is not None
     line = self._process.stdout.readline()
     if not line:
-      raise RuntimeError('the peer ended; run benchmarks/peers/dopamine_dqn.py by hand to see why')
+      raise RuntimeError(f'the peer ended; run {self._script} by hand to see why')
     return json.loads(line)
 
-  def seconds(self, num_updates: int) -> float:
+  def seconds(self, number: int) -> float:
+    """How long so many updates, or batches, took."""
     assert self._process.stdin is not None
-    print(num_updates, file=self._process.stdin, flush=True)
+    print(number, file=self._process.stdin, flush=True)
     return self._answer()['seconds']
 
 
@@ -147,7 +148,9 @@ def main() -> None:
   naive.learn(args.naive_updates)
   product(square).block_until_ready()
   vector = add(vector)
-  peer = Peer(args.peer_python, replay_dir) if args.peer_python else None
+  peer = None
+  if args.peer_python:
+    peer = Peer(args.peer_python, 'dopamine_dqn.py', f'--replay_dir={replay_dir}')
   names = ['offline_zoo', 'plain convolutions in a scan', *(['dopamine'] if peer else [])]
   per_update: dict[str, list[float]] = {name: [] for name in names}
   product_seconds, add_seconds = [], []
@@ -167,7 +170,9 @@ def main() -> None:
   print(f'DQN, SAME padding, batch {BATCH_SIZE}, {device}, jax {jax.__version__}')
   print(f'{args.rounds} rounds of {args.updates} updates (naive: {args.naive_updates}), in turns')
   if peer:
-    print('peer: ' + ', '.join(f'{name} {version}' for name, version in peer.versions.items()))
+    print(
+      'peer: ' + ', '.join(f'{name} {version}' for name, version in peer.ready['versions'].items())
+    )
   print('\n| learner | updates/s, median (min to max) | ours is faster by, median (min to max) |')
   print('|---|---|---|')
   for name in names:
