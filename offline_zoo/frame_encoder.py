@@ -48,11 +48,11 @@ class _Table(NamedTuple):
     return table
 
 
-@_jit
-def _intern(table, item):
+@numba.njit(nogil=True, cache=True, inline='always')
+def _intern(table, item, num_words):
   """The id of an item [W], which is added if it is new."""
   value = np.uint64(0)
-  for i in range(len(item)):
+  for i in range(num_words):
     value += np.uint64(item[i]) * _FACTORS[i]
   value = (value ^ (value >> np.uint64(32))) * _FACTORS[0]
   tag = np.uint32(value)
@@ -62,13 +62,13 @@ def _intern(table, item):
     if table.slots[slot, 1] == tag:
       known = table.slots[slot, 0] - np.uint32(1)
       equal = True  # which equal hashes do not prove
-      for i in range(len(item)):
+      for i in range(num_words):
         equal &= table.items[known, i] == item[i]
       if equal:
         return known
     slot = (slot + np.uint64(1)) & mask
   new = np.uint32(table.num_items[0])
-  for i in range(len(item)):
+  for i in range(num_words):
     table.items[new, i] = item[i]
   table.slots[slot, 0] = new + np.uint32(1)
   table.slots[slot, 1] = tag
@@ -79,7 +79,7 @@ def _intern(table, item):
 @_jit
 def _intern_all(table, items, ids):
   for i in range(len(items)):
-    ids[i] = _intern(table, items[i])
+    ids[i] = _intern(table, items[i], items.shape[1])
 
 
 def intern_all(items: np.ndarray) -> tuple[np.ndarray, int]:
@@ -89,16 +89,6 @@ def intern_all(items: np.ndarray) -> tuple[np.ndarray, int]:
   ids = np.empty(len(flat), np.uint32)
   _intern_all(table, flat, ids)
   return ids.reshape(items.shape[:-1]), int(table.num_items[0])
-
-
-@_jit
-def _differ(a, b, top, bottom):
-  """Whether two images differ in a range of rows."""
-  difference = np.uint32(0)
-  for y in range(top, bottom):
-    for x in range(a.shape[1]):
-      difference |= a[y, x] ^ b[y, x]
-  return difference != 0
 
 
 @_jit
@@ -116,27 +106,35 @@ def _encode(words, last, ids, tables, out):
   tiles, blocks, bands = tables
   tile = np.empty(4, np.uint32)
   block = np.empty(9, np.uint32)
+  changed = np.empty(7, np.bool_)
   for k in range(len(words)):
     new = words[k]
     old = words[k - 1] if k else last
-    for r in range(7):
-      if _differ(new, old, 12 * r, 12 * r + 12):
-        for c in range(7):
-          changed = False
-          for q in range(9):
-            i, j = 3 * r + q // 3, 3 * c + q % 3
+    for band in range(7):
+      difference = np.uint32(0)
+      for y in range(12 * band, 12 * band + 12):
+        for x in range(21):
+          difference |= new[y, x] ^ old[y, x]
+      if difference != 0:
+        changed[:] = False
+        for i in range(3 * band, 3 * band + 3):
+          for j in range(21):
             difference = np.uint32(0)
             for y in range(4):
-              tile[y] = new[4 * i + y, j]
-              difference |= tile[y] ^ old[4 * i + y, j]
+              difference |= new[4 * i + y, j] ^ old[4 * i + y, j]
             if difference != 0:
-              tile_ids[i, j] = _intern(tiles, tile)
-              changed = True
-            block[q] = tile_ids[i, j]
-          if changed:
-            block_ids[r, c] = _intern(blocks, block)
-        band_ids[r] = _intern(bands, block_ids[r])
-      out[k, r] = band_ids[r]
+              for y in range(4):
+                tile[y] = new[4 * i + y, j]
+              tile_ids[i, j] = _intern(tiles, tile, 4)
+              changed[j // 3] = True
+        for c in range(7):
+          if changed[c]:
+            for i in range(3):
+              for j in range(3):
+                block[3 * i + j] = tile_ids[3 * band + i, 3 * c + j]
+            block_ids[band, c] = _intern(blocks, block, 9)
+        band_ids[band] = _intern(bands, block_ids[band], 7)
+      out[k, band] = band_ids[band]
 
 
 class Encoder:
@@ -174,16 +172,6 @@ class Encoder:
       )
     )
 
-  def num_used(self, ids: np.ndarray) -> np.ndarray:
-    """How many tiles, blocks and bands [3] the frames with these band ids are made of."""
-    counts = []
-    for table in reversed(self._tables):
-      used = np.zeros(len(table.items), bool)
-      used[ids] = True
-      counts.append(np.count_nonzero(used))
-      ids = table.items[: len(used)][used]
-    return np.array(counts[::-1])
-
   def encode(self, pixels: np.ndarray) -> np.ndarray:
     """The band ids [K, 7] uint32 of frames [K, 84, 84] uint8; fastest if each is like the last."""
     ids = np.empty((len(pixels), 7), np.uint32)
@@ -199,6 +187,6 @@ class Encoder:
     for level, per_frame in enumerate(_ITEMS_PER_FRAME):
       table = self._tables[level]
       count = int(table.num_items[0])
-      if count + num_frames * per_frame > len(table.items):
-        capacity = int(1.5 * count) + num_frames * per_frame
-        self._tables[level] = _Table.make(table.items[:count], capacity)
+      needed = count + num_frames * per_frame
+      if needed > len(table.items):
+        self._tables[level] = _Table.make(table.items[:count], capacity=2 * needed)

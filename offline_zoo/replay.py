@@ -7,11 +7,12 @@ update.
 
 import concurrent.futures
 import dataclasses
+import functools
 import math
 import os
 import pathlib
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -108,7 +109,6 @@ def _encode_shard(
     rewards=whole if (whole == rewards).all() else rewards,
     terminals=terminals,
     episode_returns=_episode_returns(is_blank, raw_rewards, terminals),
-    num_used=encoder.num_used(ids),
     checksum=np.array(checksum, np.uint32),
   )
 
@@ -309,14 +309,25 @@ class Logs:
     self._loader = concurrent.futures.ThreadPoolExecutor(1, 'replay')
 
   def _largest_sizes(self, num_shards: int) -> _Sizes:
-    """What no set of so many shards exceeds."""
-    sizes = np.array([
-      (*shard.num_used, len(shard.actions), len(runs))
-      for shard, (runs, _) in zip(self._encoded, self._runs, strict=True)
-    ])  # fmt: skip
-    most = np.sort(sizes, axis=0)[::-1][:num_shards].sum(axis=0)
+    """What no set of so many shards exceeds; what it has, if that is the whole chain."""
+    rows = [len(shard.actions) for shard in self._encoded]
+    runs = [len(starts) for starts, _ in self._runs]
     pieces = [sum(len(shard.pieces(level)) for shard in self._chain) for level in range(3)]
-    return _Sizes(*map(int, np.minimum(most, [*pieces, *sizes.sum(axis=0)[3:]])))
+    if num_shards == len(self._chain):
+      return _Sizes._make([*pieces, sum(rows), sum(runs)])
+    sizes = np.column_stack([self._num_used, rows, runs])
+    *most, most_rows, most_runs = np.sort(sizes, axis=0)[::-1][:num_shards].sum(axis=0)
+    return _Sizes._make(map(int, (*np.minimum(most, pieces), most_rows, most_runs)))
+
+  @functools.cached_property
+  def _num_used(self) -> np.ndarray:
+    """How many tiles, blocks and bands the frames of each shard are made of: [shards, 3]."""
+    return np.array(
+      [
+        [np.count_nonzero(occurs) for occurs in self._occurring([position])]
+        for position in range(len(self._encoded))
+      ]
+    )
 
   def _shapes(self, sizes: _Sizes) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
     """Shape and dtype of each array of a resident set."""
@@ -342,14 +353,14 @@ class Logs:
 
   def _choose_num_resident(self, memory_gb: float | None, wanted: int | None) -> int:
     budget = _default_memory() if memory_gb is None else 1e9 * memory_gb
-    sizes = range(1, len(self.shards) + 1) if wanted is None else [wanted]
-    fitting = [number for number in sizes if self._num_bytes(number) <= budget]
-    if not fitting:
-      raise ValueError(
-        f'--replay_memory_gb={budget / 1e9:.3f}: too little for {sizes[0]} of the '
-        f'{len(self.shards)} shards at a time, which take {self._num_bytes(sizes[0]) / 1e9:.3f} GB'
-      )
-    return fitting[-1]
+    numbers = range(len(self.shards), 0, -1) if wanted is None else [wanted]
+    for number in numbers:
+      if self._num_bytes(number) <= budget:
+        return number
+    raise ValueError(
+      f'--replay_memory_gb={budget / 1e9:.3f}: too little for {numbers[-1]} of the '
+      f'{len(self.shards)} shards at a time, which take {self._num_bytes(numbers[-1]) / 1e9:.3f} GB'
+    )
 
   def describe(self) -> str:
     """What is resident: shards, rows, bytes and logged returns, in one line."""
@@ -397,29 +408,14 @@ class Logs:
     encoded = [self._encoded[position] for position in positions]
     first_rows = np.cumsum([0, *(len(shard.actions) for shard in encoded)])
 
-    # From the top down: which pieces occur, those pieces, and their new numbers.
-    occurs = self._occurring(2, (shard.frames for shard in encoded))
-    numbers = np.cumsum(occurs, dtype=np.int32) - 1
     for first, shard in zip(first_rows, encoded, strict=False):
-      rows = slice(first, first + len(shard.actions))
-      ids = numbers[frame_store.unpack(shard.frames)]
-      arrays['frames'][rows] = frame_store.pack(ids, self._sizes.bands)
       for name in ('actions', 'rewards', 'terminals'):
-        arrays[name][rows] = getattr(shard, name)
-    for level, name, num_below in (
-      (2, 'bands', self._sizes.blocks),
-      (1, 'blocks', self._sizes.tiles),
-    ):
-      pieces = self._pieces(level, occurs)
-      occurs = self._occurring(level - 1, pieces)
-      numbers = np.cumsum(occurs, dtype=np.int32) - 1
-      filled = 0
-      for packed in pieces:
-        ids = numbers[frame_store.unpack(packed)]
-        arrays[name][filled : filled + len(ids)] = frame_store.pack(ids, num_below)
-        filled += len(ids)
-    tiles = np.concatenate(self._pieces(0, occurs))
-    arrays['tiles'][: len(tiles)] = tiles
+        arrays[name][first : first + len(shard.actions)] = getattr(shard, name)
+    tiles, blocks, bands = self._occurring(positions)
+    _fill(arrays['frames'], [shard.frames for shard in encoded], bands)
+    _fill(arrays['bands'], self._pieces(2, bands), blocks)
+    _fill(arrays['blocks'], self._pieces(1, blocks), tiles)
+    _fill(arrays['tiles'], self._pieces(0, tiles))
 
     starts = np.concatenate(
       [
@@ -439,21 +435,48 @@ class Logs:
     )
     return ReplayData(store, **on_device, n_step=self._n_step, discount=self._discount)
 
-  def _occurring(self, level: int, packed_ids: Iterable[np.ndarray]) -> np.ndarray:
-    """For each piece of a level, whether it is among these."""
-    occurs = np.zeros(sum(len(shard.pieces(level)) for shard in self._chain), bool)
-    for packed in packed_ids:
-      occurs[frame_store.unpack(packed)] = True
+  def _occurring(self, positions: Sequence[int]) -> list[np.ndarray]:
+    """For each tile, block and band of the chain, whether frames of these shards contain it."""
+    numbers = [sum(len(shard.pieces(level)) for shard in self._chain) for level in range(3)]
+    if len(positions) == len(self._chain):
+      return [np.ones(number, bool) for number in numbers]
+    occurs = [np.zeros(number, bool) for number in numbers]
+    for position in positions:
+      occurs[2][frame_store.unpack(self._encoded[position].frames)] = True
+    for level in (2, 1):
+      for packed in self._pieces(level, occurs[level]):
+        occurs[level - 1][frame_store.unpack(packed)] = True
     return occurs
 
   def _pieces(self, level: int, occurs: np.ndarray) -> list[np.ndarray]:
-    """Those pieces of a level that occur, packed as they are in each shard of the chain."""
+    """Those pieces of a level that occur, as they are in each shard of the chain."""
     pieces, first = [], 0
     for shard in self._chain:
       in_shard = shard.pieces(level)
-      pieces.append(in_shard[occurs[first : first + len(in_shard)]])
+      which = occurs[first : first + len(in_shard)]
+      pieces.append(in_shard if which.all() else in_shard[which])
       first += len(in_shard)
     return pieces
+
+
+def _fill(array: np.ndarray, parts: Sequence[np.ndarray], occurs: np.ndarray | None = None) -> None:
+  """Copies parts one after the other into an array that they may leave room in.
+
+  Args:
+    array: zeros, to be filled.
+    parts: what to fill it with.
+    occurs: if the parts are packed ids, which of the pieces that they are ids of are kept; ids then
+      become numbers among those.
+  """
+  numbers = None
+  if occurs is not None and not occurs.all():
+    numbers = np.cumsum(occurs, dtype=np.int32) - 1
+  end = 0
+  for part in parts:
+    start, end = end, end + len(part)
+    if numbers is not None:
+      part = frame_store.pack(numbers[frame_store.unpack(part)], int(numbers[-1]) + 1)
+    array[start:end, ..., : part.shape[-1]] = part  # ids may be wider there: more zero bytes
 
 
 def cache_dir(flag: str | None) -> pathlib.Path | None:

@@ -38,7 +38,6 @@ class EncodedShard:
     rewards: [n], clipped to [-1, 1]; int8 if they are whole numbers, else float32.
     terminals: [n] bool.
     episode_returns: [e] float64, sums of rewards as logged, of episodes that lie whole within it.
-    num_used: [3] int64, how many tiles, blocks and bands the frames are made of.
     checksum: [] uint32, a CRC-32 of frames, actions, rewards as logged, and terminals.
   """
 
@@ -50,7 +49,6 @@ class EncodedShard:
   rewards: np.ndarray
   terminals: np.ndarray
   episode_returns: np.ndarray
-  num_used: np.ndarray
   checksum: np.ndarray
 
   def pieces(self, level: int) -> np.ndarray:
