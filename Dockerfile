@@ -1,5 +1,5 @@
 # docker build -t offline_zoo --build-arg COMMIT=$(git rev-parse HEAD) .
-# docker run --gpus all -v offline_zoo_runs:/home/zoo/runs offline_zoo \
+# docker run --gpus all -v offline_zoo_runs:/home/zoo/runs -v offline_zoo_cache:/home/zoo/.cache offline_zoo \
 #   -m offline_zoo.dqn.run_atari --environment_name=pong
 #
 # CUDA comes with JAX's wheels, so the host needs only NVIDIA's driver and container toolkit. Without
@@ -20,7 +20,7 @@ ARG COMMIT
 ENV OFFLINE_ZOO_COMMIT=$COMMIT
 
 USER zoo
-# Made now, so that a named volume, when new, belongs to the user. (A directory of the host must be
+# Made now, so that named volumes, when new, belong to the user. (A directory of the host must be
 # writable by uid 1000.)
-RUN mkdir runs
+RUN mkdir runs .cache
 ENTRYPOINT ["python"]

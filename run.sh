@@ -17,7 +17,7 @@ set_up() {
     echo "run.sh: $python is $("$python" --version 2>&1); need Python 3.11 or newer (set PYTHON)" >&2
     exit 1
   fi
-  echo "Setting up .venv with $("$python" --version): about 1.2 GB"
+  echo "Setting up .venv with $("$python" --version): about 1.4 GB"
   "$python" -m venv --clear .venv
   .venv/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
   .venv/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .

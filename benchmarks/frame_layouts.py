@@ -39,17 +39,26 @@ def regroup(ids: np.ndarray, factor: tuple[int, int]) -> np.ndarray:
   return items.reshape(n, height // h, width // w, h * w)
 
 
+def number_all(items: np.ndarray) -> tuple[np.ndarray, int]:
+  """Ids [...] uint32 of items [..., W] uint32, by first appearance, and how many are distinct."""
+  flat = np.ascontiguousarray(items.reshape(-1, items.shape[-1]))
+  table = frame_encoder._Table.make(flat[:0], capacity=len(flat))
+  ids = np.empty(len(flat), np.uint32)
+  frame_encoder._intern_all(table, flat, ids)
+  return ids.reshape(items.shape[:-1]), int(table.num_items[0])
+
+
 def bytes_per_frame(observation: np.ndarray, layout: tuple[tuple[int, int], ...]) -> float:
   """Of frames [N, 84, 84] encoded in a layout, dictionaries included."""
   total = 0
   pixels = np.ascontiguousarray(regroup(observation, layout[0]))
   tile_bytes = pixels.shape[-1]
-  ids, num_items = frame_encoder.intern_all(pixels.view(np.uint32))
+  ids, num_items = number_all(pixels.view(np.uint32))
   total += num_items * tile_bytes
   for factor in layout[1:]:
     below = frame_store.id_bytes(num_items)
     items = regroup(ids, factor)
-    ids, num_items = frame_encoder.intern_all(items)
+    ids, num_items = number_all(items)
     total += num_items * items.shape[-1] * below
   return (total + ids.size * frame_store.id_bytes(num_items)) / len(observation)
 

@@ -39,8 +39,9 @@ def frames(replay_dir: pathlib.Path, max_rows: int) -> Iterator[np.ndarray]:
     path = log_shards.shard_path(replay_dir, 'observation', index)
     for pixels in log_shards.read_frames(path, capacity):
       pixels = pixels[: min(rest, max_rows - done)]
-      cuts = [mark - done for mark in MARKS if 0 < mark - done < len(pixels)]
-      yield from np.split(pixels, cuts)
+      if not len(pixels):
+        break
+      yield from np.split(pixels, [mark - done for mark in MARKS if 0 < mark - done < len(pixels)])
       rest -= len(pixels)
       done += len(pixels)
 

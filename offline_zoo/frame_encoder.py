@@ -12,7 +12,8 @@ import numpy as np
 from offline_zoo import frame_store
 
 _jit = numba.njit(nogil=True, cache=True)
-# Random odd factors of a multilinear hash, as many as the words of the longest item.
+# Random odd factors of a multilinear hash: as many as the longest item has words, here 9, and 36 in
+# benchmarks/frame_layouts.py.
 _FACTORS = np.random.default_rng(0).integers(2**64, size=36, dtype=np.uint64) | np.uint64(1)
 # The tables grow between calls of the kernel, so that they can take whatever it may find.
 _FRAMES_PER_CALL = 500
@@ -82,15 +83,6 @@ def _intern_all(table, items, ids):
     ids[i] = _intern(table, items[i], items.shape[1])
 
 
-def intern_all(items: np.ndarray) -> tuple[np.ndarray, int]:
-  """Ids [...] uint32 of items [..., W] uint32, by first appearance, and how many are distinct."""
-  flat = np.ascontiguousarray(items.reshape(-1, items.shape[-1]))
-  table = _Table.make(flat[:0], capacity=len(flat))
-  ids = np.empty(len(flat), np.uint32)
-  _intern_all(table, flat, ids)
-  return ids.reshape(items.shape[:-1]), int(table.num_items[0])
-
-
 @_jit
 def _encode(words, last, ids, tables, out):
   """Encodes frames; a piece that is what it was in the frame before keeps its id.
@@ -151,7 +143,8 @@ class Encoder:
     self._tables = []
     for level, nothing in enumerate(black):
       items = np.concatenate([nothing, *(dictionary[level] for dictionary in dictionaries)])
-      self._tables.append(_Table.make(items, capacity=len(items)))
+      room = _FRAMES_PER_CALL * _ITEMS_PER_FRAME[level]
+      self._tables.append(_Table.make(items, capacity=2 * (len(items) + room)))
     self._num_taken = self.num_items if dictionaries else (0, 0, 0)
     self._last = np.zeros((84, 21), np.uint32)
     self._ids = tuple(np.zeros(shape, np.uint32) for shape in ((21, 21), (7, 7), (7,)))

@@ -70,26 +70,26 @@ def _episode_returns(is_blank: bool, reward: np.ndarray, terminal: np.ndarray) -
 def _encode_shard(
   encoder, path: pathlib.Path, small_files: dict[str, Any], num_rows: int, bar: tqdm
 ) -> replay_cache.EncodedShard:
-  """Encodes a shard's first rows.
+  """Encodes a shard's first rows; reads all of them, so that damage anywhere is found.
 
   Args:
     encoder: of the shards before.
     path: of the frames.
     small_files: the shard's other columns.
-    num_rows: how many.
-    bar: is told of each row.
+    num_rows: how many to encode.
+    bar: is told of each row that is read.
   """
-  capacity = len(small_files['terminal'])
   ids = np.empty((num_rows, frame_store.NUM_BANDS), np.uint32)
   checksum, is_blank, start = 0, False, 0
-  for pixels in log_shards.read_frames(path, capacity):
+  for pixels in log_shards.read_frames(path, len(small_files['terminal'])):
     used = pixels[: max(num_rows - start, 0)]
     if len(used):
-      is_blank = is_blank or (start == 0 and not used[0].any())
+      if start == 0:
+        is_blank = not used[0].any()
       ids[start : start + len(used)] = encoder.encode(used)
       checksum = isal_zlib.crc32(used.data, checksum)
     start += len(pixels)
-    bar.update(len(used))
+    bar.update(len(pixels))
 
   num_items = encoder.num_items
   new = encoder.take_new()
@@ -130,34 +130,37 @@ def _encoded_shards(
   with replay_cache.Cache(directory) as cache:
     cache.read(fingerprints)
     missing = [index for index in chosen if index not in cache.shards]
+    if not missing:
+      return cache.shards
     # The small files of all shards first: most bad input is then found within seconds.
     small_files = {
       index: log_shards.read_small_files(replay_dir, index, num_actions) for index in missing
     }
-    num_rows = {index: f['add_count'] % len(f['terminal']) for index, f in small_files.items()}
-    if max_rows_per_shard is not None:
-      num_rows = {index: min(rows, max_rows_per_shard) for index, rows in num_rows.items()}
-    if not missing:
-      return cache.shards
-
     from offline_zoo import frame_encoder
 
     encoder = frame_encoder.Encoder([shard.dictionaries for shard in cache.shards.values()])
-    total, done, started = sum(num_rows.values()), 0, time.monotonic()
+    total = sum(len(columns['terminal']) for columns in small_files.values())
+    started = time.monotonic()
     with tqdm(
       total=total, desc='encoding', unit='row', unit_scale=True, leave=False, disable=None,
       dynamic_ncols=True,
     ) as bar:  # fmt: skip
+      done = 0
       for index in missing:
+        columns = small_files.pop(index)
+        capacity = len(columns['terminal'])
+        num_rows = columns['add_count'] % capacity
+        if max_rows_per_shard is not None:
+          num_rows = min(num_rows, max_rows_per_shard)
         path = log_shards.shard_path(replay_dir, 'observation', index)
-        shard = _encode_shard(encoder, path, small_files.pop(index), num_rows[index], bar)
+        shard = _encode_shard(encoder, path, columns, num_rows, bar)
         cache.append(index, fingerprints[index], shard)
-        done += num_rows[index]
+        done += capacity
         seconds = time.monotonic() - started
         logging.info(
           'Encoded shard %d, %d of %d rows: %.0f MB of frames a second, %.0f s left',
           index, done, total, done * math.prod(log_shards.FRAME_SHAPE) / 1e6 / seconds,
-          seconds * (total - done) / max(done, 1),
+          seconds * (total - done) / done,
         )  # fmt: skip
     return cache.shards
 
@@ -276,8 +279,8 @@ class Logs:
     self.shards = there if shards is None else list(shards)
     if missing := sorted(set(self.shards) - set(there)):
       raise FileNotFoundError(f'{replay_dir}: no shards {missing}; there are {there}')
-    if len(set(self.shards)) < len(self.shards):
-      raise ValueError(f'shards must differ from each other, got {self.shards}')
+    if not self.shards or len(set(self.shards)) < len(self.shards):
+      raise ValueError(f'shards must be one or more different ones, got {self.shards}')
     self._n_step, self._discount, self._seed = n_step, discount, seed
 
     chain = _encoded_shards(replay_dir, self.shards, num_actions, max_rows_per_shard, cache_dir)
@@ -309,23 +312,27 @@ class Logs:
     self._loader = concurrent.futures.ThreadPoolExecutor(1, 'replay')
 
   def _largest_sizes(self, num_shards: int) -> _Sizes:
-    """What no set of so many shards exceeds; what it has, if that is the whole chain."""
+    """What no set of so many of the shards exceeds; exact for all of them."""
     rows = [len(shard.actions) for shard in self._encoded]
     runs = [len(starts) for starts, _ in self._runs]
-    pieces = [sum(len(shard.pieces(level)) for shard in self._chain) for level in range(3)]
-    if num_shards == len(self._chain):
-      return _Sizes._make([*pieces, sum(rows), sum(runs)])
-    sizes = np.column_stack([self._num_used, rows, runs])
+    if num_shards == len(self.shards):
+      return _Sizes._make([*self._num_used, sum(rows), sum(runs)])
+    sizes = np.column_stack([self._num_used_by_each, rows, runs])
     *most, most_rows, most_runs = np.sort(sizes, axis=0)[::-1][:num_shards].sum(axis=0)
-    return _Sizes._make(map(int, (*np.minimum(most, pieces), most_rows, most_runs)))
+    return _Sizes._make(map(int, (*np.minimum(most, self._num_used), most_rows, most_runs)))
 
   @functools.cached_property
-  def _num_used(self) -> np.ndarray:
-    """How many tiles, blocks and bands the frames of each shard are made of: [shards, 3]."""
+  def _num_used(self) -> list[int]:
+    """How many tiles, blocks and bands the frames of all shards are made of."""
+    return [int(occurs.sum()) for occurs in self._occurring(range(len(self.shards)))]
+
+  @functools.cached_property
+  def _num_used_by_each(self) -> np.ndarray:
+    """The same of each shard alone: [shards, 3]."""
     return np.array(
       [
         [np.count_nonzero(occurs) for occurs in self._occurring([position])]
-        for position in range(len(self._encoded))
+        for position in range(len(self.shards))
       ]
     )
 
@@ -346,32 +353,35 @@ class Logs:
     }
 
   def _num_bytes(self, num_shards: int) -> int:
-    """Of the sets that are on the device at the same time."""
+    """Of one set of so many shards."""
     shapes = self._shapes(self._largest_sizes(num_shards)).values()
-    num_sets = 1 if num_shards == len(self.shards) else 2  # the current and the incoming one
-    return num_sets * sum(math.prod(shape) * dtype.itemsize for shape, dtype in shapes)
+    return sum(math.prod(shape) * dtype.itemsize for shape, dtype in shapes)
+
+  def _num_sets(self, num_shards: int) -> int:
+    """How many are on the device at a time: the current one and, if shards change, the next."""
+    return 1 if num_shards == len(self.shards) else 2
 
   def _choose_num_resident(self, memory_gb: float | None, wanted: int | None) -> int:
     budget = _default_memory() if memory_gb is None else 1e9 * memory_gb
-    numbers = range(len(self.shards), 0, -1) if wanted is None else [wanted]
-    for number in numbers:
-      if self._num_bytes(number) <= budget:
+    if wanted is not None and wanted > len(self.shards):
+      raise ValueError(f'{wanted} shards were resident in this run, and there are {self.shards}')
+    for number in range(len(self.shards), 0, -1) if wanted is None else [wanted]:
+      needed = self._num_sets(number) * self._num_bytes(number)
+      if needed <= budget:
         return number
     raise ValueError(
-      f'--replay_memory_gb={budget / 1e9:.3f}: too little for {numbers[-1]} of the '
-      f'{len(self.shards)} shards at a time, which take {self._num_bytes(numbers[-1]) / 1e9:.3f} GB'
+      f'--replay_memory_gb: {budget / 1e9:.4f} are too little; {number} of {len(self.shards)} '
+      f'shards at a time take {needed / 1e9:.4f}'
     )
 
   def describe(self) -> str:
     """What is resident: shards, rows, bytes and logged returns, in one line."""
     number, total = self.num_resident_shards, len(self.shards)
-    num_bytes = self._num_bytes(number)
-    which = f'all {total} shards'
-    if number < total:
-      num_bytes //= 2
+    rows, num_bytes = self._sizes.rows, self._num_bytes(number)
+    which, twice = f'all {total} shards', ''
+    if self._num_sets(number) == 2:
       which = f'{number} of {total} shards at a time, changing every iteration'
-    rows = self._sizes.rows
-    twice = '' if number == total else ' twice, for the current and the incoming shards'
+      twice = ' twice, for the current and the incoming shards'
     return (
       f'{which}, {rows:,} rows, {num_bytes / rows:,.1f} bytes a row, {num_bytes / 1e9:.3f} GB '
       f'resident{twice}; mean logged return {self.mean_episode_return:.1f}'
@@ -385,14 +395,16 @@ class Logs:
     chosen = rng.permutation(len(self.shards))[: self.num_resident_shards]
     return [self.shards[i] for i in sorted(chosen)]
 
-  def resident(self, iteration: int) -> ReplayData:
+  def resident(self, iteration: int, num_iterations: int | None = None) -> ReplayData:
     """What an iteration samples from.
 
-    Unless all shards are resident, begins to load what comes next. Whoever asks for an iteration
-    must drop the one before.
+    If shards change, begins to load what comes next, unless this is the last of `num_iterations`.
+    Whoever asks for an iteration must drop the one before.
     """
-    everything = self.num_resident_shards == len(self.shards)
-    wanted = [0] if everything else [iteration, iteration + 1]
+    if self._num_sets(self.num_resident_shards) == 1:
+      wanted = [0]  # the same for all
+    else:
+      wanted = [iteration] if iteration == num_iterations else [iteration, iteration + 1]
     self._sets = {
       i: self._sets.get(i) or self._loader.submit(self._load, self.resident_shards(i))
       for i in wanted

@@ -10,7 +10,9 @@ does not continue the chain is not used, nor is anything after it.
 import dataclasses
 import fcntl
 import hashlib
+import itertools
 import json
+import math
 import os
 import pathlib
 import tempfile
@@ -23,6 +25,7 @@ from offline_zoo import frame_store
 
 VERSION = 1
 _DIGEST_SIZE = hashlib.sha256().digest_size
+_PARTIAL = '.partial-'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,9 +60,8 @@ class EncodedShard:
 
   @property
   def dictionaries(self) -> frame_store.Dictionaries:
-    return frame_store.Dictionaries(
-      np.asarray(self.tiles), frame_store.unpack(self.blocks), frame_store.unpack(self.bands)
-    )
+    blocks, bands = (frame_store.unpack(ids).view(np.uint32) for ids in (self.blocks, self.bands))
+    return frame_store.Dictionaries(np.asarray(self.tiles), blocks, bands)
 
 
 class _HashingFile:
@@ -76,7 +78,7 @@ class _HashingFile:
 
 def _write(path: pathlib.Path, header: dict[str, Any], shard: EncodedShard) -> str:
   """Writes a file, whole or not at all; returns its hash."""
-  with tempfile.NamedTemporaryFile(dir=path.parent, prefix='.partial-', delete=False) as file:
+  with tempfile.NamedTemporaryFile(dir=path.parent, prefix=_PARTIAL, delete=False) as file:
     try:
       file.write(bytes(_DIGEST_SIZE))
       hashing = _HashingFile(file)
@@ -86,6 +88,7 @@ def _write(path: pathlib.Path, header: dict[str, Any], shard: EncodedShard) -> s
       file.seek(0)
       file.write(hashing.sha256.digest())
       file.flush()
+      os.fchmod(file.fileno(), 0o644)  # others may read what is only a copy of the logs
       os.replace(file.name, path)
     except BaseException:
       pathlib.Path(file.name).unlink(missing_ok=True)
@@ -93,38 +96,38 @@ def _write(path: pathlib.Path, header: dict[str, Any], shard: EncodedShard) -> s
   return hashing.sha256.hexdigest()
 
 
-def _map_array(file) -> np.ndarray:
-  """The array at an open file's position, in the file's own pages."""
-  np.lib.format.read_magic(file)
-  shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-  if dtype.hasobject:
-    raise ValueError('it holds Python objects')
-  if 0 in shape:
-    return np.empty(shape, dtype)
-  start = file.tell()
-  array = np.memmap(file, dtype, 'r', start, shape)
-  file.seek(start + array.nbytes)
-  return array
-
-
 def _read(path: pathlib.Path) -> tuple[dict[str, Any], EncodedShard, str]:
-  """A file's header, its shard and its hash.
+  """A file's header, its shard, in the file's own pages, and its hash.
 
   Raises:
     FileNotFoundError: there is none.
     ValueError: it is not as `_write` left it.
   """
+  content = np.memmap(path, np.uint8, 'r')
+  sha256 = hashlib.sha256(content[_DIGEST_SIZE:].data)
+  if sha256.digest() != content[:_DIGEST_SIZE].tobytes():
+    raise ValueError('it is damaged')
+
   with open(path, 'rb') as file:
-    expected = file.read(_DIGEST_SIZE)
-    sha256 = hashlib.file_digest(file, 'sha256')
-    if sha256.digest() != expected:
-      raise ValueError('it is damaged')
+
+    def next_array() -> np.ndarray:
+      np.lib.format.read_magic(file)
+      shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+      if dtype.hasobject:
+        raise ValueError('it holds Python objects')
+      start = file.tell()
+      end = file.seek(start + math.prod(shape) * dtype.itemsize)
+      return content[start:end].view(dtype).reshape(shape)
+
     file.seek(_DIGEST_SIZE)
-    header = json.loads(bytes(_map_array(file)))
+    header = json.loads(next_array().tobytes())
     if header['version'] != VERSION:  # before its arrays are taken for ours
       raise ValueError(f'it is of version {header["version"]}, not {VERSION}')
-    arrays = [_map_array(file) for _ in dataclasses.fields(EncodedShard)]
-  return header, EncodedShard(*arrays), sha256.hexdigest()
+    return (
+      header,
+      EncodedShard(*(next_array() for _ in dataclasses.fields(EncodedShard))),
+      sha256.hexdigest(),
+    )
 
 
 class Cache:
@@ -135,8 +138,12 @@ class Cache:
   """
 
   def __init__(self, directory: pathlib.Path | None):
-    """Keeps files in a directory, which is made if need be; with None, nothing is kept."""
+    """Keeps files in a directory, which is made if need be; with None, nothing is kept.
+
+    Where nothing can be written, what is there is read all the same.
+    """
     self._directory = directory
+    self._writes = directory is not None
     self._previous = ''
     self.shards: dict[int, EncodedShard] = {}
 
@@ -146,23 +153,24 @@ class Cache:
       try:
         self._directory.mkdir(parents=True, exist_ok=True)
         self._lock = open(self._directory / '.lock', 'w')
+        try:
+          fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+          logging.info('Waiting for another process that encodes these logs: %s', self._directory)
+          fcntl.flock(self._lock, fcntl.LOCK_EX)
+        for left in self._directory.glob(f'{_PARTIAL}*'):  # by a process that was killed
+          left.unlink()
       except OSError as error:
-        self._give_up(error)
-    if self._lock is not None:
-      try:
-        fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      except BlockingIOError:
-        logging.info('Waiting for another process that encodes these logs: %s', self._directory)
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        self._stop_writing(error)
     return self
 
   def __exit__(self, *unused) -> None:
     if self._lock is not None:
       self._lock.close()
 
-  def _give_up(self, error: OSError) -> None:
+  def _stop_writing(self, error: Exception) -> None:
     logging.warning('Encoded logs will not be kept for the next run: %s', error)
-    self._directory = None
+    self._writes = False
 
   def _path(self, position: int) -> pathlib.Path:
     assert self._directory is not None
@@ -185,7 +193,7 @@ class Cache:
       except FileNotFoundError:
         break
       except (OSError, ValueError, KeyError, TypeError) as error:
-        logging.warning('%s: not used, its shard is encoded anew: %s', path, error)
+        logging.warning('%s: not used, nor are files after it: %s', path, error)
         break
       self.shards[header['shard']] = shard
       self._previous = digest
@@ -193,20 +201,24 @@ class Cache:
   def append(self, number: int, fingerprint: Any, shard: EncodedShard) -> None:
     """Adds a shard to the chain and, if it can, to the directory.
 
-    Files that it takes the place of, or that came after, would no longer be read.
+    Files from its position on, which cannot be part of the chain, are removed.
     """
-    path = None if self._directory is None else self._path(len(self.shards))
+    position = len(self.shards)
     self.shards[number] = shard
-    if path is None:
+    if not self._writes:
       return
     header = {
       'version': VERSION, 'previous': self._previous, 'shard': number, 'fingerprint': fingerprint
     }  # fmt: skip
     try:
-      self._previous = _write(path, header, shard)
-      _, self.shards[number], _ = _read(path)  # in the file's pages rather than ours
-    except OSError as error:
-      self._give_up(error)
+      for stale in itertools.takewhile(
+        pathlib.Path.exists, map(self._path, itertools.count(position))
+      ):
+        stale.unlink()
+      self._previous = _write(self._path(position), header, shard)
+      _, self.shards[number], _ = _read(self._path(position))  # no longer in our own memory
+    except (OSError, ValueError) as error:
+      self._stop_writing(error)
 
 
 def directory_for(

@@ -265,6 +265,52 @@ def test_a_full_disk_only_costs_the_cache(logs, tmp_path, monkeypatch, caplog):
   assert len(files_of(tmp_path / 'cache')) == 4
 
 
+def test_other_shards_in_the_cache_take_no_memory(logs, tmp_path):
+  """What is resident does not depend on what else was ever encoded."""
+  cache = tmp_path / 'cache'
+  noise = log_shards.read_shard(logs, 0)
+  noise.observation[:] = np.random.default_rng(0).integers(256, size=noise.observation.shape)
+  log_shards.write_shard(logs, 9, noise)
+  replay.Logs(logs, [9], cache_dir=cache)
+  for shards in ([0, 1, 2, 3], [2]):
+    alone, among = replay.Logs(logs, shards), replay.Logs(logs, shards, cache_dir=cache)
+    assert among._sizes == alone._sizes
+    assert among._largest_sizes(1) == alone._largest_sizes(1)
+
+
+def test_files_are_mapped_once_and_leftovers_removed(logs, tmp_path):
+  """One open file a shard: a game has more than fifty."""
+  cache = tmp_path / 'cache'
+  before = len(os.listdir('/proc/self/fd'))
+  opened = replay.Logs(logs, cache_dir=cache)
+  assert len(os.listdir('/proc/self/fd')) - before <= len(opened.shards)
+  directory = files_of(cache)[0].parent
+  (directory / '.partial-killed').touch()
+  (directory / '0002.shard').write_bytes(b'damaged')
+  replay.Logs(logs, [0, 1], cache_dir=cache)
+  assert not (directory / '.partial-killed').exists()
+  replay.Logs(logs, [0, 1, 3], cache_dir=cache)
+  assert [path.name for path in files_of(cache)] == ['0000.shard', '0001.shard', '0002.shard']
+  check(logs, None, cache)
+
+
+def test_without_locks_or_leave_to_write_the_cache_is_still_read(
+  logs, tmp_path, encoded, monkeypatch, caplog
+):
+  cache = tmp_path / 'cache'
+  replay.Logs(logs, [0, 1], cache_dir=cache)
+  encoded.clear()
+
+  def no_locks(*args):
+    raise OSError(37, 'No locks available')
+
+  monkeypatch.setattr(replay_cache.fcntl, 'flock', no_locks)
+  check(logs, [0, 1, 2], cache)
+  assert encoded == [0, 1, 2, 2]  # all without the cache, one with it
+  assert 'will not be kept for the next run: [Errno 37]' in caplog.text
+  assert len(files_of(cache)) == 2
+
+
 def test_the_flag(tmp_path, monkeypatch):
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
   assert replay.cache_dir(None) == tmp_path / 'offline_zoo' / 'replay'

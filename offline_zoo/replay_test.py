@@ -293,7 +293,7 @@ def test_a_budget_makes_sets_of_shards_that_change_every_iteration(distinct):
       for ours, theirs in zip(sample(data, key), replay.sample(alone, key, 64), strict=True):
         np.testing.assert_array_equal(ours, theirs)
     sets.append(shards)
-    assert sum(x.nbytes for x in jax.tree.leaves(data)) * 2 == logs._num_bytes(2)
+    assert sum(x.nbytes for x in jax.tree.leaves(data)) == logs._num_bytes(2)
   assert sample._cache_size() == 1  # nothing is compiled anew
   assert len({tuple(shards) for shards in sets}) > 5
   assert {index for shards in sets for index in shards} == {0, 1, 3, 4, 5}
@@ -330,10 +330,24 @@ def test_what_comes_next_is_loaded_in_the_background(distinct, monkeypatch):
 
 
 def test_too_little_memory(distinct):
-  with pytest.raises(ValueError, match=r'--replay_memory_gb=0\.001: too little for 1 of the 5 '):
+  with pytest.raises(
+    ValueError, match=r'--replay_memory_gb: 0\.0010 are too little; 1 of 5 shards at a'
+  ):
     replay.Logs(distinct, memory_gb=0.001)
-  with pytest.raises(ValueError, match='too little for 3 of the 5 shards at a time, which take 0'):
+  with pytest.raises(ValueError, match=r'too little; 3 of 5 shards at a time take 0\.00'):
     replay.Logs(distinct, memory_gb=0.0015, num_resident_shards=3)
+
+
+def test_a_run_that_goes_on_with_fewer_shards_than_it_had(distinct):
+  with pytest.raises(ValueError, match='6 shards were resident in this run'):
+    replay.Logs(distinct, num_resident_shards=6)
+
+
+def test_the_last_iteration_loads_nothing_more(distinct):
+  logs = replay.Logs(distinct, num_resident_shards=2)
+  logs.resident(8, 9)
+  logs.resident(9, 9)
+  assert set(logs._sets) == {9}
 
 
 def test_bytes_are_counted_and_few(golden, logs):

@@ -74,7 +74,7 @@ def main(config: Config) -> None:
   cql = agent.Cql(
     network=networks.quantile_network(num_actions, config.num_quantiles),
     optimizer=optax.adam(config.learning_rate, eps=config.adam_epsilon),
-    data=logs.resident(results.progress.iteration),
+    data=logs.resident(results.progress.iteration, config.num_iterations),
     processor=processors.AtariProcessor(),
     batch_size=config.batch_size,
     target_network_update_period=config.target_network_update_period,
@@ -87,7 +87,7 @@ def main(config: Config) -> None:
   progress = results.resume(cql, logs)
   with parts.StopSignal() as stop:  # SIGTERM and Ctrl-C leave the block at the next good moment
     while progress.iteration <= config.num_iterations:
-      cql.data = logs.resident(progress.iteration)
+      cql.data = logs.resident(progress.iteration, config.num_iterations)
       parts.learn_iteration(cql, progress, config.num_updates_per_iteration, stop)
       environment_seed, act_key = parts.evaluation_seed(config.seed, progress.iteration)
       environment = make_environment(environment_seed)

@@ -83,7 +83,7 @@ def main(config: Config) -> None:
   dqn = agent.Dqn(
     network=networks.dqn_network(num_actions),
     optimizer=make_optimizer(config),
-    data=logs.resident(results.progress.iteration),
+    data=logs.resident(results.progress.iteration, config.num_iterations),
     processor=processors.AtariProcessor(),
     batch_size=config.batch_size,
     target_network_update_period=config.target_network_update_period,
@@ -94,7 +94,7 @@ def main(config: Config) -> None:
   progress = results.resume(dqn, logs)
   with parts.StopSignal() as stop:  # SIGTERM and Ctrl-C leave the block at the next good moment
     while progress.iteration <= config.num_iterations:
-      dqn.data = logs.resident(progress.iteration)
+      dqn.data = logs.resident(progress.iteration, config.num_iterations)
       parts.learn_iteration(dqn, progress, config.num_updates_per_iteration, stop)
       environment_seed, act_key = parts.evaluation_seed(config.seed, progress.iteration)
       environment = make_environment(environment_seed)
