@@ -105,11 +105,15 @@ class Peer:
       raise RuntimeError(f'the peer ended; run {self._script} by hand to see why')
     return json.loads(line)
 
+  def ask(self, request: object) -> dict:
+    """Its answer to one line of JSON."""
+    assert self._process.stdin is not None
+    print(json.dumps(request), file=self._process.stdin, flush=True)
+    return self._answer()
+
   def seconds(self, number: int) -> float:
     """How long so many updates, or batches, took."""
-    assert self._process.stdin is not None
-    print(number, file=self._process.stdin, flush=True)
-    return self._answer()['seconds']
+    return self.ask(number)['seconds']
 
 
 def main() -> None:

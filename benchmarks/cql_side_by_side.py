@@ -1,0 +1,111 @@
+"""Our CQL and Tianshou's discrete CQL on the same logs: wall time, and returns in our evaluation.
+
+  python -m benchmarks.cql_side_by_side --peer_python=<venv>/bin/python --replay_dir=<Pong logs>
+
+They take turns, a chunk of updates each; then each plays games of Pong with sticky actions in
+`parts.evaluate`, with the same seed and epsilon. Ours has run_atari's hyperparameters, theirs those
+of its Atari example (peers/tianshou_cql.py); the weight of the conservative term is the same.
+"""
+
+import argparse
+import base64
+
+import dm_env
+import jax
+import numpy as np
+import optax
+
+from benchmarks import learn
+from offline_zoo import atari_env, demo_logs, networks, parts, processors, replay
+from offline_zoo.cql import agent, run_atari
+
+ALPHA = 4.0  # for 1% of the data, as the README of CQL's authors says
+
+
+class PeerAgent:
+  """Acts as a peer says, epsilon-greedily, with our preprocessing."""
+
+  def __init__(self, peer: learn.Peer, num_actions: int, epsilon: float):
+    self._peer = peer
+    self._num_actions = num_actions
+    self._epsilon = epsilon
+    self._processor = processors.AtariProcessor()
+    self._rng = np.random.default_rng(0)
+    self.statistics = {'state_value': 0.0}  # which is not asked for
+
+  def reset(self, rng_key: jax.Array | None = None) -> None:
+    self._processor.reset()
+    self._action = 0
+    if rng_key is not None:
+      self._rng = np.random.default_rng(np.asarray(rng_key))
+
+  def step(self, timestep: dm_env.TimeStep) -> int:
+    processed = self._processor(timestep)
+    if processed is not None and not processed.last():
+      stack = np.ascontiguousarray(np.moveaxis(np.asarray(processed.observation), -1, 0))
+      request = {'act': base64.b64encode(stack.tobytes()).decode()}
+      self._action = self._peer.ask(request)['action']
+      if self._rng.random() < self._epsilon:
+        self._action = int(self._rng.integers(self._num_actions))
+    return self._action
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument('--peer_python', required=True)
+  parser.add_argument('--replay_dir', help='Pong logs; default: the demo logs')
+  parser.add_argument('--updates', type=int, default=25_000)
+  parser.add_argument('--chunk', type=int, default=500, help='updates in a turn')
+  parser.add_argument('--eval_steps', type=int, default=60_000, help='agent steps, at least')
+  args = parser.parse_args()
+
+  jax.config.update('jax_numpy_rank_promotion', 'raise')
+  config = run_atari.Config(alpha=ALPHA)
+  replay_dir = args.replay_dir or demo_logs.find_or_make('pong')
+  environment_seed, act_key = parts.evaluation_seed(config.seed, 1)
+
+  def make_environment() -> atari_env.AtariEnv:
+    return atari_env.AtariEnv('pong', sticky_action_probability=0.25, seed=environment_seed)
+
+  num_actions = make_environment().action_spec().num_values
+  ours = agent.Cql(
+    network=networks.quantile_network(num_actions, config.num_quantiles),
+    optimizer=optax.adam(config.learning_rate, eps=config.adam_epsilon),
+    data=replay.load(replay_dir, num_actions=num_actions),
+    processor=processors.AtariProcessor(),
+    batch_size=config.batch_size,
+    target_network_update_period=config.target_network_update_period,
+    alpha=config.alpha,
+    double_q=config.double_q,
+    eval_epsilon=config.eval_epsilon,
+    rng_key=jax.random.PRNGKey(config.seed),
+  )
+  peer = learn.Peer(
+    args.peer_python, 'tianshou_cql.py', f'--replay_dir={replay_dir}', f'--alpha={ALPHA}'
+  )
+
+  seconds: dict[str, list[float]] = {'offline_zoo': [], 'tianshou': []}
+  for done in range(0, args.updates, args.chunk):
+    chunk = min(args.chunk, args.updates - done)
+    seconds['offline_zoo'].append(learn.seconds(lambda: ours.learn(chunk)))  # noqa: B023
+    seconds['tianshou'].append(peer.ask({'train': chunk})['seconds'])
+  print('versions: ' + ', '.join(f'{name} {v}' for name, v in peer.ready['versions'].items()))
+  print(f'{args.updates} updates of {config.batch_size} in turns of {args.chunk}, alpha {ALPHA}\n')
+  print('| learner | seconds | return | games |\n|---|---|---|---|', flush=True)
+  players: dict[str, parts.Agent] = {
+    'offline_zoo': ours,
+    'tianshou': PeerAgent(peer, num_actions, config.eval_epsilon),
+  }
+  for name, player in players.items():
+    result = parts.evaluate(player, make_environment(), args.eval_steps, act_key)
+    print(
+      f'| {name} | {sum(seconds[name]):.0f} | {result["eval_episode_return"]:.1f} | '
+      f'{result["eval_num_episodes"]} |',
+      flush=True,
+    )
+  ratio = np.median(np.array(seconds['tianshou']) / np.array(seconds['offline_zoo']))
+  print(f'\nA turn takes Tianshou {ratio:.2f} times as long (median).')
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,124 @@
+"""Serves Tianshou's discrete CQL, learning from logged play, to a benchmark driver.
+
+This runs in Tianshou's own environment (README.md says how to make it) and imports nothing of ours.
+Network, loss, replay and update are Tianshou's; hyperparameters are those of its offline Atari
+example (learning rate 1e-4, target copied every 500 updates, 200 quantiles) but for the weight of
+the conservative term. The protocol is lines of JSON:
+
+  out  {"ready": true, "versions": {...}, ...}
+  in   {"train": 500}                          updates of 32 transitions
+  out  {"updates": 500, "seconds": 12.3, "loss": 0.5}
+  in   {"act": "..."}                          base64 of a stack [4, 84, 84] uint8, newest last
+  out  {"action": 3}
+
+Rewards are clipped to [-1, 1] when they are logged to its replay, as its Atari wrapper does. Before
+an episode's fourth frame Tianshou repeats the first one, where ours are black.
+"""
+
+import argparse
+import base64
+import importlib.metadata
+import json
+import os
+import pathlib
+import sys
+import time
+
+import gymnasium as gym
+import numpy as np
+import torch
+from dopamine_dqn import read_rows
+from tianshou.algorithm import DiscreteCQL
+from tianshou.algorithm.modelfree.qrdqn import QRDQNPolicy
+from tianshou.algorithm.optim import AdamOptimizerFactory
+from tianshou.data import Batch, ReplayBuffer
+from tianshou.env.atari.atari_network import QRDQNet, ScaledObsInputActionReprNet
+from tianshou.utils.torch_utils import policy_within_training_step
+
+BATCH_SIZE = 32
+STACK = 4
+
+
+def fill(rows):
+  """Returns a replay with all rows."""
+  rows = list(rows)
+  buffer = ReplayBuffer(
+    size=len(rows), stack_num=STACK, ignore_obs_next=True, save_only_last_obs=True
+  )
+  for frame, action, reward, terminal, last in rows:
+    buffer.add(
+      Batch(
+        obs=frame[None],
+        act=action,
+        rew=float(np.clip(reward, -1, 1)),
+        terminated=bool(terminal),
+        truncated=bool(last and not terminal),
+        obs_next=frame[None],
+        info={},
+      )
+    )
+  return buffer
+
+
+def main():
+  """Serves until the input ends."""
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument('--replay_dir', type=pathlib.Path, required=True)
+  parser.add_argument('--num_actions', type=int, default=6)
+  parser.add_argument('--alpha', type=float, required=True, help='of the conservative term')
+  parser.add_argument('--seed', type=int, default=1)
+  args = parser.parse_args()
+
+  reply = os.fdopen(os.dup(1), 'w', buffering=1)
+  os.dup2(2, 1)  # libraries may print
+  np.random.seed(args.seed)
+  torch.manual_seed(args.seed)
+
+  network = QRDQNet(c=STACK, h=84, w=84, action_shape=args.num_actions, num_quantiles=200)
+  policy = QRDQNPolicy(
+    model=ScaledObsInputActionReprNet(network), action_space=gym.spaces.Discrete(args.num_actions)
+  )
+  algorithm = DiscreteCQL(
+    policy=policy,
+    optim=AdamOptimizerFactory(lr=1e-4),
+    min_q_weight=args.alpha,
+    gamma=0.99,
+    num_quantiles=200,
+    n_step_return_horizon=1,
+    target_update_freq=500,
+  )
+  buffer = fill(read_rows(args.replay_dir))
+
+  def train(updates):
+    losses = []
+    with policy_within_training_step(policy):
+      for _ in range(updates):
+        losses.append(algorithm.update(buffer=buffer, sample_size=BATCH_SIZE).loss)
+    return float(np.mean(losses))
+
+  def act(stack):
+    with torch.no_grad():
+      return int(policy(Batch(obs=stack[None], info={})).act[0])
+
+  versions = {name: importlib.metadata.version(name) for name in ('tianshou', 'torch', 'numpy')}
+  ready = {
+    'ready': True,
+    'versions': versions,
+    'transitions': len(buffer),
+    'threads': torch.get_num_threads(),
+  }
+  print(json.dumps(ready), file=reply)
+  for line in sys.stdin:
+    request = json.loads(line)
+    if 'train' in request:
+      start = time.perf_counter()
+      loss = train(request['train'])
+      seconds = time.perf_counter() - start
+      print(json.dumps({'updates': request['train'], 'seconds': seconds, 'loss': loss}), file=reply)
+    else:
+      stack = np.frombuffer(base64.b64decode(request['act']), np.uint8).reshape(STACK, 84, 84)
+      print(json.dumps({'action': act(stack)}), file=reply)
+
+
+if __name__ == '__main__':
+  main()
