@@ -33,3 +33,9 @@ def cache(tmp_path_factory):
 def golden() -> pathlib.Path:
   """Inputs and outputs recorded from other implementations; see tests/data/README.md."""
   return pathlib.Path(__file__).parents[1] / 'tests' / 'data'
+
+
+@pytest.fixture(scope='session')
+def logs(golden) -> pathlib.Path:
+  """Four shards of Breakout, logged by Dopamine's own buffer."""
+  return golden / 'replay' / 'Breakout' / '1' / 'replay_logs'

@@ -1,7 +1,7 @@
-"""A two-state problem as log shards, for the agents' tests.
+"""Made-up log shards for tests: one of traps, and a two-state problem for the agents.
 
-Action a leads to state a; in state 1, action 1 ends the episode instead. A state is told by the
-grey of its frame.
+In the problem, action a leads to state a; in state 1, action 1 ends the episode instead. A state is
+told by the grey of its frame.
 """
 
 import os
@@ -58,3 +58,21 @@ def logged_rates(data: replay.ReplayData) -> np.ndarray:
   counts = np.zeros((2, 2))
   np.add.at(counts, (np.asarray(states(batch.s_tm1)), np.asarray(batch.a_tm1)), 1)
   return counts / counts.sum(axis=1, keepdims=True)
+
+
+def make_shard(num_rows: int, capacity: int | None = None, **columns) -> log_shards.Shard:
+  """A shard whose frame in row i is filled with i + 1; rows past `num_rows` hold traps."""
+  capacity = capacity or num_rows + 1
+  rows = {
+    'observation': np.zeros((capacity, 84, 84), np.uint8)
+    + np.arange(1, capacity + 1, dtype=np.uint8)[:, None, None],
+    'action': np.zeros(capacity, np.int32),
+    'reward': np.zeros(capacity, np.float32),
+    'terminal': np.zeros(capacity, np.uint8),
+  }
+  rows['action'][num_rows:] = -7
+  rows['reward'][num_rows:] = np.nan
+  rows['terminal'][num_rows:] = 205
+  for name, values in columns.items():
+    rows[name][: len(values)] = values
+  return log_shards.Shard(**rows, add_count=num_rows)

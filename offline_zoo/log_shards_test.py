@@ -1,0 +1,254 @@
+"""Tests for log_shards.py: against the recorded files, and with damaged ones."""
+
+import dataclasses
+import gzip
+import io
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+
+from offline_zoo import log_shards, replay, testing
+
+CAPACITY = 1000
+
+
+# Writing.
+
+
+def test_the_writer_makes_the_recorded_files(golden, logs, tmp_path):
+  """The recorded stream, written by us, gives the recorded arrays but for the stale rows."""
+  stream = np.load(golden / 'replay' / 'Breakout' / '1' / 'expected' / 'stream.npz')
+  shards = [log_shards.read_shard(logs, i) for i in range(4)]
+  writer = log_shards.ShardWriter(tmp_path, CAPACITY)
+  num_kept = 0
+  for i, padding in enumerate(stream['padding']):
+    if padding and (i == 0 or not stream['padding'][i - 1]):
+      writer.start_episode()
+    if not padding:
+      shard, row = divmod(i, CAPACITY)
+      num_kept += row < CAPACITY - 1
+      frame = shards[shard].observation[row]
+      writer.add(frame, stream['action'][i], stream['reward'][i], bool(stream['terminal'][i]))
+  writer.close()
+  assert writer.num_transitions == num_kept
+  assert log_shards.list_shards(tmp_path) == [0, 1, 2, 3]
+  for i, theirs in enumerate(shards):
+    ours = log_shards.read_shard(tmp_path, i)
+    assert ours.add_count == theirs.add_count
+    for name, column in ours.columns.items():
+      rows = theirs.num_rows
+      np.testing.assert_array_equal(column[:rows], theirs.columns[name][:rows])
+      assert not column[rows:].any()
+    for name in ('add_count', 'invalid_range'):
+      arrays = []
+      for directory in (tmp_path, logs):
+        with gzip.open(directory / f'{name}_ckpt.{i}.gz') as file:
+          arrays.append(np.load(file, allow_pickle=False))
+      np.testing.assert_array_equal(*arrays)
+      assert arrays[0].dtype == arrays[1].dtype
+
+
+def test_writing_is_reproducible_and_reads_back(tmp_path):
+  shard = testing.make_shard(20, 25, action=np.arange(20), reward=np.linspace(-3, 3, 20))
+  for name in ('a', 'b'):
+    log_shards.write_shard(tmp_path / name, 7, shard)
+  files = sorted(path.name for path in (tmp_path / 'a').iterdir())
+  assert len(files) == 6
+  for name in files:
+    assert (tmp_path / 'a' / name).read_bytes() == (tmp_path / 'b' / name).read_bytes()
+  back = log_shards.read_shard(tmp_path / 'a', 7)
+  assert back.add_count == 20
+  for name, column in shard.columns.items():
+    np.testing.assert_array_equal(back.columns[name], column)
+    assert back.columns[name].dtype == column.dtype
+
+
+def test_write_refuses_other_types(tmp_path):
+  shard = dataclasses.replace(testing.make_shard(20), action=np.zeros(21, np.int64))
+  with pytest.raises(ValueError, match=r'action_ckpt\.0\.gz: expected int32 \[21\], got int64'):
+    log_shards.write_shard(tmp_path, 0, shard)
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_failing_write_leaves_the_old_shard(tmp_path, monkeypatch):
+  log_shards.write_shard(tmp_path, 0, testing.make_shard(20, action=np.arange(20)))
+  before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+  save, calls = np.save, []
+
+  def full_disk(*args, **kwargs):
+    calls.append(args)
+    if len(calls) == 4:
+      raise OSError(28, 'No space left on device')
+    save(*args, **kwargs)
+
+  monkeypatch.setattr(np, 'save', full_disk)
+  with pytest.raises(OSError, match='No space left'):
+    log_shards.write_shard(tmp_path, 0, testing.make_shard(30))
+  assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_the_writer_loses_only_the_row_that_would_be_stale(tmp_path):
+  writer = log_shards.ShardWriter(tmp_path, 10)
+  rows = []
+  for episode in range(5):
+    writer.start_episode()
+    rows += [0, 0, 0]
+    for step in range(6):
+      rows.append(40 * episode + step + 1)
+      writer.add(np.ones((84, 84), np.uint8), rows[-1], 0.0, step == 5)
+  writer.close()
+  shards = [log_shards.read_shard(tmp_path, i) for i in log_shards.list_shards(tmp_path)]
+  assert [shard.add_count for shard in shards] == [9, 19, 29, 39, 5]
+  kept = np.concatenate([shard.action[: shard.num_rows] for shard in shards])
+  np.testing.assert_array_equal(kept, np.delete(rows, [9, 19, 29, 39]))
+  assert writer.num_transitions == np.count_nonzero(kept)
+
+
+# Bad input.
+
+
+@pytest.fixture
+def copy(logs, tmp_path):
+  """A directory with the recorded shard 1, to be damaged."""
+  directory = tmp_path / 'logs'
+  directory.mkdir()
+  for path in logs.glob('*_ckpt.1.gz'):
+    shutil.copy(path, directory)
+  return directory
+
+
+def write_array(path, array) -> None:
+  with gzip.open(path, 'wb') as file:
+    np.save(file, array)
+
+
+FILES = (
+  *(f'$store$_{name}' for name in ('observation', 'action', 'reward', 'terminal')),
+  'add_count',
+  'invalid_range',
+)
+
+
+@pytest.mark.parametrize('file', FILES)
+def test_a_missing_file_is_named(copy, file: str):
+  (copy / f'{file}_ckpt.1.gz').unlink()
+  with pytest.raises(FileNotFoundError) as error:
+    replay.load(copy)
+  assert f'{file}_ckpt.1.gz: a file of this shard is missing' in str(error.value)
+
+
+DAMAGES = {
+  'truncated': lambda data: data[: len(data) // 2],
+  'without its trailer': lambda data: data[:-8],
+  'cut in its trailer': lambda data: data[:-1],
+  'with a wrong checksum': lambda data: data[:-8] + bytes([data[-8] ^ 1]) + data[-7:],
+  'with a wrong length': lambda data: data[:-4] + bytes([data[-4] ^ 1]) + data[-3:],
+  'empty': lambda data: b'',
+  'text': lambda data: b'not an array\n',
+  'compressed text': lambda data: gzip.compress(b'not an array\n'),
+  'compressed nothing': lambda data: gzip.compress(b''),
+  'followed by more': lambda data: data + gzip.compress(b'x'),
+  'not compressed': lambda data: gzip.decompress(data),
+}
+
+
+@pytest.mark.parametrize('damage', DAMAGES)
+@pytest.mark.parametrize('file', FILES)
+def test_a_damaged_file_is_named(copy, file: str, damage: str):
+  path = copy / f'{file}_ckpt.1.gz'
+  path.write_bytes(DAMAGES[damage](path.read_bytes()))
+  with pytest.raises(ValueError) as error:
+    replay.load(copy)
+  assert str(error.value).startswith(f'{path}: expected a gzip-compressed .npy array')
+  assert '\n' not in str(error.value) and 'allow_pickle' not in str(error.value)
+
+
+def test_every_flipped_bit_is_harmless_or_found(copy):
+  """Some bits of a gzip header mean nothing; all others are checked."""
+  path = copy / '$store$_action_ckpt.1.gz'
+  good, want = path.read_bytes(), log_shards.read_shard(copy, 1).action
+  rng = np.random.default_rng(0)
+  found = 0
+  for position in rng.integers(len(good), size=150):
+    bad = bytearray(good)
+    bad[position] ^= 1 << rng.integers(8)
+    path.write_bytes(bad)
+    try:
+      np.testing.assert_array_equal(log_shards.read_shard(copy, 1).action, want)
+    except ValueError:
+      found += 1
+  assert found > 120
+
+
+@pytest.mark.parametrize('file', FILES)
+def test_a_pickled_object_is_refused_and_never_run(copy, file: str, tmp_path):
+  class Bomb:
+    def __reduce__(self):
+      return open, (str(tmp_path / 'bomb'), 'w')
+
+  path = copy / f'{file}_ckpt.1.gz'
+  npy = io.BytesIO()
+  np.save(npy, np.array([Bomb()], dtype=object), allow_pickle=True)
+  huge_header = b'\x93NUMPY\x01\x00' + (60_000).to_bytes(2, 'little') + b' ' * 60_000
+  for content in (npy.getvalue(), pickle.dumps(Bomb()), huge_header):
+    path.write_bytes(gzip.compress(content))
+    with pytest.raises(ValueError, match='expected a gzip-compressed') as error:
+      replay.load(copy)
+    assert '\n' not in str(error.value) and 'allow_pickle' not in str(error.value)
+  assert not (tmp_path / 'bomb').exists()
+
+
+@pytest.mark.parametrize(
+  'file, array, message',
+  [
+    ('$store$_observation', np.zeros((CAPACITY, 84, 84), np.float32), 'expected uint8.*float32'),
+    ('$store$_observation', np.zeros((CAPACITY, 84, 85), np.uint8), r'84\], got .* 84, 85'),
+    ('$store$_observation', np.zeros((CAPACITY, 84, 84, 1), np.uint8), 'expected uint8'),
+    ('$store$_observation', np.zeros((CAPACITY - 1, 84, 84), np.uint8), '1000 rows.*got 999'),
+    ('$store$_action', np.zeros(CAPACITY, np.int64), 'expected int32.*got int64'),
+    ('$store$_action', np.zeros(CAPACITY - 1, np.int32), '1000 rows.*got 999'),
+    ('$store$_action', np.full(CAPACITY, 4, np.int32), 'actions 0 to 3.*another game.*got 4 in'),
+    ('$store$_action', np.full(CAPACITY, -1, np.int32), 'actions 0 to 3.*another game.*got -1'),
+    ('$store$_reward', np.zeros(CAPACITY, np.float64), 'expected float32.*got float64'),
+    ('$store$_reward', np.full(CAPACITY, np.nan, np.float32), 'finite rewards, got nan in row 0'),
+    ('$store$_reward', np.full(CAPACITY, np.inf, np.float32), 'finite rewards, got inf in row 0'),
+    ('$store$_terminal', np.zeros((), np.uint8), 'expected uint8'),
+    ('$store$_terminal', np.zeros(0, np.uint8), 'at least one row, got none'),
+    ('$store$_terminal', np.full(CAPACITY, 2, np.uint8), 'flags 0 or 1, got 2 in row 0'),
+    ('add_count', np.float64(5), 'expected one count of rows, got float64'),
+    ('add_count', np.array([5]), 'expected one count of rows'),
+    ('add_count', np.int64(-1), 'expected one count of rows.*-1'),
+    ('invalid_range', np.zeros((2, 2), np.int64), r'expected integers \[K\]'),
+    ('invalid_range', np.zeros(5), r'expected integers \[K\]'),
+  ],
+)
+def test_a_wrong_array_is_named(copy, file: str, array, message: str):
+  write_array(copy / f'{file}_ckpt.1.gz', array)
+  with pytest.raises(ValueError, match=message) as error:
+    replay.load(copy, num_actions=4)
+  assert str(error.value).startswith(str(copy / f'{file}_ckpt.1.gz'))
+  assert '\n' not in str(error.value)
+
+
+def test_stale_rows_may_hold_anything(tmp_path):
+  log_shards.write_shard(tmp_path, 0, testing.make_shard(20))  # its stale row holds traps
+  assert len(replay.load(tmp_path, num_actions=1).actions) == 20
+
+
+def test_directories(tmp_path):
+  with pytest.raises(FileNotFoundError, match='no such replay directory'):
+    replay.load(tmp_path / 'none')
+  with pytest.raises(FileNotFoundError, match='no log shards here'):
+    replay.load(tmp_path)
+  (tmp_path / 'file').touch()
+  with pytest.raises(NotADirectoryError):
+    replay.load(tmp_path / 'file')
+
+
+def test_other_files_are_ignored(copy):
+  (copy / 'episode_end_indices_ckpt.1.gz').write_bytes(gzip.compress(pickle.dumps([1])))
+  (copy / '$store$_observation_ckpt.1.gz.tmp').touch()
+  assert log_shards.list_shards(copy) == [1]
+  assert len(replay.load(copy).actions) == CAPACITY - 1
