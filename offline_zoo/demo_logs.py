@@ -212,8 +212,7 @@ def write_logs(config: Config, replay_dir: pathlib.Path) -> None:
 
 def default_dir(environment_name: str) -> pathlib.Path:
   """Where a game's demo logs are kept: $XDG_CACHE_HOME/offline_zoo/demo_logs/<game>."""
-  cache = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
-  return pathlib.Path(cache, 'offline_zoo', 'demo_logs', environment_name)
+  return parts.user_cache_dir() / 'demo_logs' / environment_name
 
 
 def find_or_make(environment_name: str) -> pathlib.Path:

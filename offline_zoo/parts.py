@@ -31,7 +31,10 @@ import orbax.checkpoint as ocp
 from absl import app, flags, logging
 from tqdm import tqdm
 
-from offline_zoo import atari_data, replay
+from offline_zoo import atari_data
+
+if typing.TYPE_CHECKING:
+  from offline_zoo import replay  # which imports this file
 
 # DQN's usual limit, 30 minutes of play (Bellemare et al. 2013): 27,000 agent steps.
 MAX_FRAMES_PER_EPISODE = 108_000
@@ -249,6 +252,13 @@ def progress_bar(total: int, description: str, unit: str, initial: int = 0) -> t
     total=total, initial=initial, desc=description, unit=unit, leave=False, disable=None,
     dynamic_ncols=True,
   )  # fmt: skip
+
+
+def user_cache_dir() -> pathlib.Path:
+  """Where what can be made again is kept: $XDG_CACHE_HOME/offline_zoo."""
+  return pathlib.Path(
+    os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache', 'offline_zoo'
+  )
 
 
 class StopSignal:
@@ -617,7 +627,7 @@ class Results:
       f'{ours}; give another --checkpoint_dir and --results_csv_path'
     )
 
-  def resume(self, agent, logs: replay.Logs) -> Progress:
+  def resume(self, agent, logs: 'replay.Logs') -> Progress:
     """Brings the agent and the files to where the newest checkpoint was; else to the beginning.
 
     Args:

@@ -21,9 +21,8 @@ import numpy as np
 import psutil
 from absl import logging
 from isal import isal_zlib
-from tqdm import tqdm
 
-from offline_zoo import frame_store, log_shards, replay_cache
+from offline_zoo import frame_store, log_shards, parts, replay_cache
 
 MAX_ABS_REWARD = 1.0
 # Of the accelerator's free memory, what is left to network, optimiser and activations by default.
@@ -68,7 +67,7 @@ def _episode_returns(is_blank: bool, reward: np.ndarray, terminal: np.ndarray) -
 
 
 def _encode_shard(
-  encoder, path: pathlib.Path, small_files: dict[str, Any], num_rows: int, bar: tqdm
+  encoder, path: pathlib.Path, small_files: dict[str, Any], num_rows: int, bar
 ) -> replay_cache.EncodedShard:
   """Encodes a shard's first rows; reads all of them, so that damage anywhere is found.
 
@@ -141,10 +140,7 @@ def _encoded_shards(
     encoder = frame_encoder.Encoder([shard.dictionaries for shard in cache.shards.values()])
     total = sum(len(columns['terminal']) for columns in small_files.values())
     started = time.monotonic()
-    with tqdm(
-      total=total, desc='encoding', unit='row', unit_scale=True, leave=False, disable=None,
-      dynamic_ncols=True,
-    ) as bar:  # fmt: skip
+    with parts.progress_bar(total, 'encoding', 'row') as bar:
       done = 0
       for index in missing:
         columns = small_files.pop(index)
@@ -500,8 +496,7 @@ def cache_dir(flag: str | None) -> pathlib.Path | None:
     OSError: it cannot be made.
   """
   if flag is None:
-    cache = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
-    return pathlib.Path(cache, 'offline_zoo', 'replay')
+    return parts.user_cache_dir() / 'replay'
   if flag == 'none':
     return None
   try:

@@ -31,8 +31,8 @@ BATCH_SIZE = 32
 PACKAGES = {'tianshou': 'tianshou', 'd3rlpy': 'd3rlpy', 'dopamine': 'dopamine-rl'}
 
 
-def tianshou(rows, num_rows):
-  """Returns a function that samples a batch, and the bytes held."""
+def tianshou_buffer(rows, num_rows):
+  """Returns Tianshou's replay with these rows."""
   from tianshou.data import Batch, ReplayBuffer
 
   buffer = ReplayBuffer(
@@ -50,6 +50,14 @@ def tianshou(rows, num_rows):
         info={},
       )
     )
+  return buffer
+
+
+def tianshou(rows, num_rows):
+  """Returns a function that samples a batch, and the bytes held."""
+  from tianshou.data import Batch
+
+  buffer = tianshou_buffer(rows, num_rows)
 
   def sample():
     batch, _ = buffer.sample(BATCH_SIZE)

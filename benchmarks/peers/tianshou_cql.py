@@ -28,36 +28,13 @@ import gymnasium as gym
 import numpy as np
 import torch
 from dopamine_dqn import read_rows
+from replays import BATCH_SIZE, STACK, tianshou_buffer
 from tianshou.algorithm import DiscreteCQL
 from tianshou.algorithm.modelfree.qrdqn import QRDQNPolicy
 from tianshou.algorithm.optim import AdamOptimizerFactory
-from tianshou.data import Batch, ReplayBuffer
+from tianshou.data import Batch
 from tianshou.env.atari.atari_network import QRDQNet, ScaledObsInputActionReprNet
 from tianshou.utils.torch_utils import policy_within_training_step
-
-BATCH_SIZE = 32
-STACK = 4
-
-
-def fill(rows):
-  """Returns a replay with all rows."""
-  rows = list(rows)
-  buffer = ReplayBuffer(
-    size=len(rows), stack_num=STACK, ignore_obs_next=True, save_only_last_obs=True
-  )
-  for frame, action, reward, terminal, last in rows:
-    buffer.add(
-      Batch(
-        obs=frame[None],
-        act=action,
-        rew=float(np.clip(reward, -1, 1)),
-        terminated=bool(terminal),
-        truncated=bool(last and not terminal),
-        obs_next=frame[None],
-        info={},
-      )
-    )
-  return buffer
 
 
 def main():
@@ -87,7 +64,11 @@ def main():
     n_step_return_horizon=1,
     target_update_freq=500,
   )
-  buffer = fill(read_rows(args.replay_dir))
+  rows = [
+    (frame, action, np.clip(reward, -1, 1), terminal, last)
+    for frame, action, reward, terminal, last in read_rows(args.replay_dir)
+  ]
+  buffer = tianshou_buffer(rows, len(rows))
 
   def train(updates):
     losses = []
