@@ -40,15 +40,14 @@ def preprocess(frames: jax.Array) -> jax.Array:
   return frames.astype(jnp.float32) / 255.0
 
 
-def nature_torso(frames: jax.Array, w_init: hk.initializers.Initializer) -> jax.Array:
-  """The three convolutions of Mnih et al. 2015, flattened: [B, 84, 84, 4] uint8 to [B, 7744].
+def nature_torso(x: jax.Array, w_init: hk.initializers.Initializer) -> jax.Array:
+  """The three convolutions of Mnih et al. 2015, flattened: [B, 84, 84, 4] float32 to [B, 7744].
 
   SAME padding, as Dopamine and batch_rl have it (feature maps of 21, 11 and 11 pixels a side);
   Mnih et al., DQN Zoo and PyTorch code use VALID (20, 9 and 7 a side, 3136 features).
 
   On CPU these run ten times slower inside a loop body (jax issue 12868): see `parts.learn_loop`.
   """
-  x = preprocess(frames)
   x = relu(hk.Conv2D(32, kernel_shape=8, stride=4, padding='SAME', w_init=w_init)(x))
   x = relu(hk.Conv2D(64, kernel_shape=4, stride=2, padding='SAME', w_init=w_init)(x))
   x = relu(hk.Conv2D(64, kernel_shape=3, stride=1, padding='SAME', w_init=w_init)(x))
@@ -64,7 +63,7 @@ def dqn_network(num_actions: int) -> hk.Transformed:
 
   def network(frames: jax.Array) -> QNetworkOutputs:
     w_init = hk.initializers.VarianceScaling(1.0, 'fan_avg', 'uniform')
-    x = relu(hk.Linear(512, w_init=w_init)(nature_torso(frames, w_init)))
+    x = relu(hk.Linear(512, w_init=w_init)(nature_torso(preprocess(frames), w_init)))
     return QNetworkOutputs(q_values=hk.Linear(num_actions, w_init=w_init)(x))
 
   return hk.without_apply_rng(hk.transform(network))
@@ -83,7 +82,7 @@ def quantile_network(num_actions: int, num_quantiles: int) -> hk.Transformed:
 
   def network(frames: jax.Array) -> QuantileNetworkOutputs:
     w_init = _batch_rl_init()
-    x = relu(hk.Linear(512, w_init=w_init)(nature_torso(frames, w_init)))
+    x = relu(hk.Linear(512, w_init=w_init)(nature_torso(preprocess(frames), w_init)))
     x = hk.Linear(num_quantiles * num_actions, w_init=w_init)(x)
     dist_q = x.reshape(-1, num_quantiles, num_actions)
     return QuantileNetworkOutputs(q_values=jnp.mean(dist_q, axis=1), dist_q=dist_q)
@@ -99,7 +98,7 @@ def multi_head_network(num_actions: int, num_heads: int) -> hk.Transformed:
 
   def network(frames: jax.Array) -> MultiHeadNetworkOutputs:
     w_init = _batch_rl_init()
-    x = relu(hk.Linear(512, w_init=w_init)(nature_torso(frames, w_init)))
+    x = relu(hk.Linear(512, w_init=w_init)(nature_torso(preprocess(frames), w_init)))
     x = hk.Linear(num_actions * num_heads, w_init=w_init)(x)
     q_heads = x.reshape(-1, num_actions, num_heads)
     return MultiHeadNetworkOutputs(q_values=jnp.mean(q_heads, axis=-1), q_heads=q_heads)
@@ -110,13 +109,14 @@ def multi_head_network(num_actions: int, num_heads: int) -> hk.Transformed:
 def behaviour_network(num_actions: int) -> hk.Transformed:
   """Shared convolutions, a stream of values and one of behaviour logits (Fujimoto et al. 2019).
 
-  Weights as PyTorch initialises layers, which the authors' code leaves to it: U(-1/sqrt(fan_in),
+  As in the authors' code, and unlike in the networks above, grey levels go in as they are, from 0
+  to 255. Weights as PyTorch initialises layers, which that code leaves to it: U(-1/sqrt(fan_in),
   +same). Biases are zero here; PyTorch draws them like the weights.
   """
 
   def network(frames: jax.Array) -> BehaviourNetworkOutputs:
     w_init = hk.initializers.VarianceScaling(1.0 / 3.0, 'fan_in', 'uniform')
-    features = nature_torso(frames, w_init)
+    features = nature_torso(frames.astype(jnp.float32), w_init)
     streams = []
     for name in ('q', 'behaviour'):
       x = relu(hk.Linear(512, w_init=w_init, name=f'{name}_hidden')(features))

@@ -84,6 +84,15 @@ def test_outputs_and_gradients_equal_those_of_the_network_written_out(network, p
     np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())
 
 
+def test_the_behaviour_network_takes_grey_levels_as_they_are(frames):
+  network = networks.behaviour_network(6)
+  params = jax.jit(network.init)(jax.random.PRNGKey(0), frames)
+  names = ('conv2_d', 'conv2_d_1', 'conv2_d_2', 'q_hidden', 'q')
+  value_stream = {name: params[name] for name in names}
+  want = written_out(value_stream, 255 * frames.astype(jnp.float32))
+  np.testing.assert_allclose(network.apply(params, frames).q_values, want, rtol=1e-4, atol=1e-4)
+
+
 def test_white_is_one_and_black_is_zero():
   levels = networks.preprocess(jnp.array([0, 51, 255], jnp.uint8))
   np.testing.assert_allclose(levels, [0, 0.2, 1], rtol=1e-6)
