@@ -547,7 +547,8 @@ def _first_line(error: Exception) -> str:
 
 
 def _check_ranges(config: Any) -> None:
-  positive = [field.name for field in dataclasses.fields(config) if field.name.startswith('num_')]
+  names = [field.name for field in dataclasses.fields(config)]
+  positive = [name for name in names if name.startswith('num_')]
   positive += ['batch_size', 'eval_steps', 'learning_rate', 'n_step']
   positive += ['target_network_update_period']
   for name in positive:
@@ -555,7 +556,8 @@ def _check_ranges(config: Any) -> None:
       raise ValueError(f'--{name}={getattr(config, name)}: expected more than 0')
   if config.replay_memory_gb is not None and not config.replay_memory_gb > 0:
     raise ValueError(f'--replay_memory_gb={config.replay_memory_gb}: expected more than 0')
-  for name in ('discount', 'eval_epsilon', 'sticky_action_probability'):
+  in_unit = [name for name in names if name.endswith(('_decay', '_epsilon', '_probability'))]
+  for name in ('discount', *in_unit):
     if not 0 <= getattr(config, name) <= 1:
       raise ValueError(f'--{name}={getattr(config, name)}: expected a number in [0, 1]')
   if not 0 <= config.seed < 2**32:

@@ -1,4 +1,4 @@
-"""Offline BCQ: discrete batch-constrained Q-learning (Fujimoto et al. 2019).
+"""Offline BCQ: discrete batch-constrained Q-learning (Fujimoto et al. 2019, arXiv 1910.01708).
 
   allowed(s) = {a : p(a|s) / max_a' p(a'|s) > threshold},  p the behaviour policy, learnt as well
   y = r + discount * Q_target(s', argmax over allowed(s') of Q(s', .))
@@ -7,8 +7,8 @@
 Differences from the paper:
 
 * SAME padding in the convolutions, as in Dopamine and batch_rl; the authors' code has VALID.
-* Batches are drawn anew from all loaded data; the authors hold a million transitions.
-* Evaluation is as everywhere here, epsilon 0.001 under sticky actions.
+* Biases start at zero; the authors leave them to PyTorch, which draws them.
+* Batches are drawn anew from all loaded data; the authors' code holds at most a million.
 """
 
 from collections.abc import Mapping
@@ -39,8 +39,8 @@ class LearnerState(NamedTuple):
 def masked_values(q_values: jax.Array, behaviour_logits: jax.Array, threshold: float) -> jax.Array:
   """The values, -inf for actions that the behaviour policy finds too unlikely: [..., A].
 
-  Fujimoto et al. 2019, equation 4: an action is allowed when its probability is strictly more than
-  `threshold` of the most likely one's, as in the authors' code; Tianshou allows equality.
+  An action is allowed when its probability is strictly more than `threshold` of the most likely
+  one's, as in the paper and the authors' code; Tianshou allows equality.
 
   Args:
     q_values: [..., A].
@@ -67,8 +67,8 @@ def loss(
 ) -> jax.Array:
   """Huber loss of the value, plus losses of the behaviour policy, per example [B].
 
-  The behaviour policy's are the negative log-likelihood of the logged action and the mean squared
-  logit (Fujimoto et al. 2019, equation 5, and the authors' code).
+  The behaviour policy's are the negative log-likelihood of the logged action (paper) and the mean
+  squared logit (authors' code).
 
   Args:
     q_tm1: [B, A] online values of the states acted in.
@@ -100,7 +100,7 @@ def loss(
 
 
 class Bcq:
-  """Learns from a replay, acts epsilon-greedily among the actions that the mask allows."""
+  """Learns from a replay, acts epsilon-greedily; greedy is the best action that the mask allows."""
 
   def __init__(
     self,
@@ -126,17 +126,12 @@ class Bcq:
       processor: turns raw timesteps into stacks of frames.
       batch_size: of an update.
       target_network_update_period: updates between copies of online to target parameters.
-      threshold: see `masked_values`; in learning and in acting.
+      threshold: see `masked_values`; in learning and in acting. In [0, 1): 1 allows no action.
       behaviour_weight: of the behaviour policy's log-likelihood.
       logits_penalty: weight of the squared behaviour logits.
       eval_epsilon: probability of a uniformly random action in `step`.
       rng_key: of initialisation, sampling and, until `reset` is given another, acting.
-
-    Raises:
-      ValueError: the threshold would allow no action.
     """
-    if not 0 <= threshold < 1:
-      raise ValueError(f'threshold must lie in [0, 1), got {threshold}')
     self.data = data
     self._processor = processor
     rng_key, init_key, self._act_key = jax.random.split(rng_key, 3)

@@ -43,6 +43,13 @@ class Config:
   jax_platform_name: str | None = None  # cpu or cuda; default: JAX's choice
   debug: bool = False  # tracebacks for errors
 
+  def __post_init__(self):
+    if not 0 <= self.threshold < 1:  # 1 would allow no action
+      raise ValueError(f'--threshold={self.threshold}: expected a number in [0, 1)')
+    for name in ('behaviour_weight', 'logits_penalty'):
+      if not getattr(self, name) >= 0:
+        raise ValueError(f'--{name}={getattr(self, name)}: expected 0 or more')
+
 
 def main(config: Config) -> None:
   """Runs the experiment, or what is left of it."""

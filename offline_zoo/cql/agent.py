@@ -5,8 +5,8 @@
 Differences from the paper:
 
 * SAME padding in the convolutions, as in Dopamine and batch_rl; Mnih et al. use VALID.
-* The next action is the target network's, as in the authors' code for Atari; `double_q` chooses it
-  with the online network.
+* The next action is the target network's, as in the authors' code for Atari, which made the paper's
+  results; `double_q` chooses it with the online network.
 * Batches are drawn anew from all loaded data for each update. The authors draw from a few shards of
   fifty at a time and change them every iteration.
 """

@@ -37,12 +37,16 @@ class Config:
   discount: float = 0.99  # of one agent step; paper
   target_network_update_period: int = 2_000  # gradient updates; paper
   num_quantiles: int = 200  # paper
-  alpha: float = 1.0  # authors' gin file; their README says 4 for 1% of the data, 1 for 10%
+  alpha: float = 1.0  # authors' gin file; their README: 4 for 1% of the data, 1 for 10%; class: 10
   double_q: bool = False  # online network chooses the next action, as in Tianshou and d3rlpy
   learning_rate: float = 0.00005  # of Adam; paper
   adam_epsilon: float = 0.0003125  # 0.01 / 32; authors' code
   jax_platform_name: str | None = None  # cpu or cuda; default: JAX's choice
   debug: bool = False  # tracebacks for errors
+
+  def __post_init__(self):
+    if not self.alpha >= 0:
+      raise ValueError(f'--alpha={self.alpha}: expected 0 or more')
 
 
 def main(config: Config) -> None:

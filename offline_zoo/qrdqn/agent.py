@@ -46,8 +46,8 @@ def loss(
   """The quantile Huber loss with kappa 1 (Dabney et al. 2017, equation 10), per example [B].
 
   Summed over the N predicted quantiles, averaged over the target's. The next action is greedy in
-  the target network's means, as in batch_rl and Dopamine; Tianshou chooses it with the online
-  network (double Q-learning).
+  the target network's means, as in batch_rl, which made the offline curves to compare with, and in
+  Dopamine; Tianshou chooses it with the online network (double Q-learning).
 
   Args:
     dist_q_tm1: [B, N, A] online quantile values of the states acted in.

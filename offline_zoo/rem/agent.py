@@ -6,7 +6,6 @@
 Differences from the paper:
 
 * SAME padding in the convolutions, as in Dopamine and batch_rl; Mnih et al. use VALID.
-* The heads share all layers but the last, as in the paper's offline experiments and batch_rl.
 * Batches are drawn anew from all loaded data for each update. batch_rl draws from five shards of
   fifty at a time and changes them every iteration.
 """
@@ -72,7 +71,8 @@ def loss(
 
 def random_mixtures(rng_key: jax.Array, num_heads: int, num_mixtures: int) -> jax.Array:
   """Random convex combinations, [num_heads, num_mixtures]: uniform draws divided by their sum."""
-  draws = jax.random.uniform(rng_key, (num_heads, num_mixtures))
+  # Never 0, which a single head's draw cannot be divided by.
+  draws = jax.random.uniform(rng_key, (num_heads, num_mixtures), minval=jnp.finfo(jnp.float32).tiny)
   return draws / jnp.sum(draws, axis=0, keepdims=True)
 
 

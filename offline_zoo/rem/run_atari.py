@@ -38,11 +38,15 @@ class Config:
   target_network_update_period: int = 2_000  # gradient updates; paper
   num_heads: int = 200  # paper
   num_mixtures: int = 1  # random convex combinations a batch; batch_rl
-  ensemble: bool = False  # Ensemble-DQN: each head has its own target
+  ensemble: bool = False  # Ensemble-DQN, the paper's too: each head has its own target
   learning_rate: float = 0.00005  # of Adam; paper
   adam_epsilon: float = 0.0003125  # 0.01 / 32; paper
   jax_platform_name: str | None = None  # cpu or cuda; default: JAX's choice
   debug: bool = False  # tracebacks for errors
+
+  def __post_init__(self):
+    if self.ensemble and self.num_mixtures != 1:
+      raise ValueError(f'--num_mixtures={self.num_mixtures}: --ensemble mixes no heads')
 
 
 def main(config: Config) -> None:
