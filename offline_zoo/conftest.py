@@ -6,6 +6,8 @@ import pathlib
 import jax
 import pytest
 
+from offline_zoo import replay, testing
+
 # As parts.run sets them.
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_default_matmul_precision', 'float32')
@@ -39,3 +41,13 @@ def golden() -> pathlib.Path:
 def logs(golden) -> pathlib.Path:
   """Four shards of Breakout, logged by Dopamine's own buffer."""
   return golden / 'replay' / 'Breakout' / '1' / 'replay_logs'
+
+
+@pytest.fixture
+def whole_batch(tmp_path, monkeypatch):
+  """The replay of the two-state problem and a batch of all its rows, which every update gets."""
+  testing.write_logs(tmp_path, num_transitions=60)
+  data = replay.load(tmp_path, discount=testing.DISCOUNT)
+  batch = replay.gather(data, replay.valid_rows(data))
+  monkeypatch.setattr(replay, 'sample', lambda *_: batch)
+  return data, batch

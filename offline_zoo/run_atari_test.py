@@ -308,6 +308,7 @@ def test_sigterm_ends_the_program_cleanly(agent, settings):
     ({'batch_size': 0}, 'batch_size.*0'),
     ({'num_updates_per_iteration': 0}, 'num_updates_per_iteration.*0'),
     ({'eval_epsilon': 2.0}, r'eval_epsilon.*2\.0'),
+    ({'learning_rate': 0.0}, r'learning_rate.*0\.0'),
     ({'target_network_update_period': -1}, 'target_network_update_period.*-1'),
   ],
 )
@@ -430,9 +431,13 @@ def test_errors_are_one_line_and_exit_code_1(agent, settings):
 # The creed: agents repeat each other's text rather than share it, so that each can be read alone.
 
 
+# (agent, name): why this agent's is another than DQN's. None so far.
+DIFFERENCES: dict[tuple[str, str], str] = {}
+
+
 def test_agents_differ_only_where_they_are_listed_to(agent):
   """What learning and acting have in common must stay the same in every agent."""
-  pieces = []
+  sources = []
   for name in (agent, 'dqn'):
     module = importlib.import_module(f'offline_zoo.{name}.agent')
     learner = next(
@@ -441,8 +446,12 @@ def test_agents_differ_only_where_they_are_listed_to(agent):
       if hasattr(member, 'learn') and inspect.isclass(member)
     )
     methods = ('learn', 'reset', 'step', 'get_state', 'set_state', 'statistics')
-    functions = [vars(learner)[method] for method in methods]
-    functions = [getattr(function, 'fget', function) for function in functions]
-    pieces.append([inspect.getsource(x) for x in (*functions, module.LearnerState)])
-  for ours, theirs in zip(*pieces, strict=True):
-    assert ours == theirs
+    members = {method: vars(learner)[method] for method in methods}
+    members['LearnerState'] = module.LearnerState
+    sources.append({n: inspect.getsource(getattr(x, 'fget', x)) for n, x in members.items()})
+  ours, theirs = sources
+  for name in ours:
+    if (agent, name) in DIFFERENCES:
+      assert ours[name] != theirs[name], f'{name} is the same again: take it off DIFFERENCES'
+    else:
+      assert ours[name] == theirs[name], f'list in DIFFERENCES why {name} is another, or mend it'

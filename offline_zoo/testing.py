@@ -5,6 +5,7 @@ told by the grey of its frame.
 """
 
 import os
+from typing import Any
 
 import haiku as hk
 import jax
@@ -58,6 +59,14 @@ def logged_rates(data: replay.ReplayData) -> np.ndarray:
   counts = np.zeros((2, 2))
   np.add.at(counts, (np.asarray(states(batch.s_tm1)), np.asarray(batch.a_tm1)), 1)
   return counts / counts.sum(axis=1, keepdims=True)
+
+
+def after_an_update(learner: Any, online: dict, target: dict) -> dict[str, np.ndarray]:
+  """The learnt tables, by name, after one update that begins with these."""
+  state = learner.get_state()
+  learner.set_state(state._replace(online_params={'~': online}, target_params={'~': target}))
+  learner.learn(1)
+  return learner.get_state().online_params['~']
 
 
 def make_shard(num_rows: int, capacity: int | None = None, **columns) -> log_shards.Shard:

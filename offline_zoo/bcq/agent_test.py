@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from offline_zoo import networks, processors, replay, testing
-from offline_zoo.bcq import agent
+from offline_zoo.bcq import agent, run_atari
 
 WEIGHTS = {'threshold': 0.3, 'behaviour_weight': 1.0, 'logits_penalty': 0.01}
 ONLINE = ('q_online', 'imitation_logits')
@@ -61,8 +61,9 @@ def test_the_threshold_itself_is_not_allowed():
   np.testing.assert_array_equal(masked > -jnp.inf, [True, False, True])
 
 
-def test_threshold_0_and_no_behaviour_loss_is_double_dqn(golden):
-  _, (q_tm1, logits), rest = recorded(golden, 'random')
+@pytest.mark.parametrize('case', ['random', 'edge'])
+def test_threshold_0_and_no_behaviour_loss_is_double_dqn(golden, case: str):
+  _, (q_tm1, logits), rest = recorded(golden, case)
   a_tm1, r_t, discount_t, q_t, _, q_target_t = rest
 
   def bcq(q):
@@ -101,6 +102,29 @@ def make_agent(data: replay.ReplayData, **settings) -> agent.Bcq:
   )
 
 
+def test_an_update_is_a_gradient_step_on_the_loss(whole_batch):
+  """Online, action 1 is the better one but forbidden in state 0; the target has it otherwise."""
+  data, batch = whole_batch
+  s_tm1, s_t = testing.states(batch.s_tm1), testing.states(batch.s_t)
+  online = {
+    'q': np.array([[0.1, 0.5], [0.2, 0.4]], np.float32),
+    'logits': np.array([[0.3, -2.0], [0.1, 0.2]], np.float32),
+  }
+  target = {'q': online['q'][:, ::-1] + 0.1, 'logits': online['logits'][::-1]}
+  weights = {'threshold': 0.3, 'behaviour_weight': 0.7, 'logits_penalty': 0.2}
+
+  def mean_loss(tables):
+    q, logits = tables['q'], tables['logits']
+    logged = (batch.a_tm1, batch.r_t, batch.discount_t)
+    next_tables = (online['q'][s_t], online['logits'][s_t], target['q'][s_t])
+    return jnp.mean(agent.loss(q[s_tm1], logits[s_tm1], *logged, *next_tables, **weights))
+
+  got = testing.after_an_update(make_agent(data, **weights), online, target)
+  grads = jax.grad(mean_loss)(online)
+  for name in online:
+    np.testing.assert_allclose(got[name], online[name] - grads[name], rtol=1e-5)
+
+
 @pytest.mark.parametrize('threshold', [0.0, 0.3])
 def test_learn_reaches_the_constrained_values_of_an_mdp(tmp_path, threshold: float):
   """Action 1 is logged at 0.15, 0.18 times as often as action 0: a threshold of 0.3 forbids it."""
@@ -136,7 +160,9 @@ def test_acting_obeys_the_mask(tmp_path):
     assert learner.step(dm_env.restart(frame)) == action
 
 
-def test_a_threshold_that_allows_nothing_is_refused(tmp_path):
-  testing.write_logs(tmp_path)
-  with pytest.raises(ValueError, match=r'threshold must lie in \[0, 1\), got 1\.0'):
-    make_agent(replay.load(tmp_path), threshold=1.0)
+@pytest.mark.parametrize(
+  'name, value', [('threshold', 1.0), ('threshold', -0.1), ('behaviour_weight', -1.0)]
+)
+def test_bad_weights_are_refused(name: str, value: float):
+  with pytest.raises(ValueError, match=rf'--{name}={value}: expected'):
+    run_atari.Config(**{name: value})

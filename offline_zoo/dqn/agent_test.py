@@ -82,6 +82,19 @@ def q_table(dqn: agent.Dqn) -> np.ndarray:
   return dqn.get_state().online_params['~']['q']
 
 
+def test_an_update_is_a_gradient_step_on_the_loss(whole_batch):
+  data, batch = whole_batch
+  s_tm1, s_t = testing.states(batch.s_tm1), testing.states(batch.s_t)
+  online, target = np.random.default_rng(0).normal(size=(2, 2, 2)).astype(np.float32)
+
+  def mean_loss(q):
+    losses = agent.loss(q[s_tm1], batch.a_tm1, batch.r_t, batch.discount_t, target[s_t])
+    return jnp.mean(losses)
+
+  got = testing.after_an_update(make_agent(data), {'q': online}, {'q': target})['q']
+  np.testing.assert_allclose(got, online - jax.grad(mean_loss)(online), rtol=1e-5)
+
+
 @pytest.mark.parametrize('backend', ['cpu', 'gpu'])
 def test_learn_reaches_the_optimal_values_of_an_mdp(mdp_logs, monkeypatch, backend: str):
   """In both forms of `learn`; the one for accelerators runs on CPU as well."""

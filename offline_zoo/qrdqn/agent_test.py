@@ -49,22 +49,45 @@ def test_a_loss_by_hand():
   np.testing.assert_allclose(losses, [first + second], rtol=1e-6)
 
 
-def test_learn_reaches_the_optimal_values_of_an_mdp(tmp_path):
-  testing.write_logs(tmp_path)
-
+def make_agent(data: replay.ReplayData, **settings) -> agent.QrDqn:
   def network(frames):
     dist_q = testing.table('z', frames, 5, 2)
     return networks.QuantileNetworkOutputs(q_values=jnp.mean(dist_q, axis=1), dist_q=dist_q)
 
-  learner = agent.QrDqn(
-    network=hk.without_apply_rng(hk.transform(network)),
+  return agent.QrDqn(
+    **{
+      'network': hk.without_apply_rng(hk.transform(network)),
+      'optimizer': optax.sgd(1.0),
+      'data': data,
+      'processor': processors.AtariProcessor(),
+      'batch_size': 32,
+      'target_network_update_period': 20,
+      'eval_epsilon': 0.0,
+      'rng_key': jax.random.PRNGKey(0),
+      **settings,
+    }
+  )
+
+
+def test_an_update_is_a_gradient_step_on_the_loss(whole_batch):
+  data, batch = whole_batch
+  s_tm1, s_t = testing.states(batch.s_tm1), testing.states(batch.s_t)
+  online = np.random.default_rng(0).normal(size=(2, 5, 2)).astype(np.float32)
+  target = online[..., ::-1] + 0.1  # another action is the best one
+
+  def mean_loss(z):
+    losses = agent.loss(z[s_tm1], batch.a_tm1, batch.r_t, batch.discount_t, target[s_t])
+    return jnp.mean(losses)
+
+  got = testing.after_an_update(make_agent(data), {'z': online}, {'z': target})['z']
+  np.testing.assert_allclose(got, online - jax.grad(mean_loss)(online), rtol=1e-5)
+
+
+def test_learn_reaches_the_optimal_values_of_an_mdp(tmp_path):
+  testing.write_logs(tmp_path)
+  learner = make_agent(
+    replay.load(tmp_path, discount=testing.DISCOUNT),
     optimizer=optax.sgd(optax.exponential_decay(4.0, 1000, 0.1)),
-    data=replay.load(tmp_path, discount=testing.DISCOUNT),
-    processor=processors.AtariProcessor(),
-    batch_size=32,
-    target_network_update_period=20,
-    eval_epsilon=0.0,
-    rng_key=jax.random.PRNGKey(0),
   )
   learner.learn(2500)
   # The problem is deterministic, so all quantiles of a return are equal.

@@ -9,7 +9,7 @@ import pytest
 
 from offline_zoo import networks, processors, replay, testing
 from offline_zoo.dqn import agent as dqn_agent
-from offline_zoo.rem import agent
+from offline_zoo.rem import agent, run_atari
 
 
 def recorded(golden, case: str):
@@ -51,10 +51,12 @@ def test_several_mixtures_are_averaged(golden):
   np.testing.assert_allclose(agent.loss(heads, *batch, mixtures), np.mean(alone, axis=0), rtol=1e-5)
 
 
-@pytest.mark.parametrize('ensemble', [False, True])
-def test_one_head_is_dqn(golden, ensemble: bool):
-  _, heads, (a_tm1, r_t, discount_t, heads_target) = recorded(golden, 'random')
-  mixtures = jnp.eye(1) if ensemble else agent.random_mixtures(jax.random.PRNGKey(0), 1, 1)
+@pytest.mark.parametrize('case', ['random', 'edge'])
+def test_one_head_is_dqn(golden, case: str):
+  """REM and Ensemble-DQN are the same then: the only mixture is that head."""
+  _, heads, (a_tm1, r_t, discount_t, heads_target) = recorded(golden, case)
+  mixtures = agent.random_mixtures(jax.random.PRNGKey(0), 1, 1)
+  np.testing.assert_array_equal(mixtures, jnp.eye(1))
 
   def rem(q_tm1):
     target = heads_target[..., :1]
@@ -69,29 +71,64 @@ def test_one_head_is_dqn(golden, ensemble: bool):
   np.testing.assert_allclose(*grads, rtol=1e-6)
 
 
-@pytest.mark.parametrize('ensemble', [False, True])
-def test_learn_reaches_the_optimal_values_of_an_mdp(tmp_path, ensemble: bool):
-  testing.write_logs(tmp_path)
-
+def make_agent(data: replay.ReplayData, **settings) -> agent.Rem:
   def network(frames):
     q_heads = testing.table('q', frames, 2, 3)
     return networks.MultiHeadNetworkOutputs(q_values=jnp.mean(q_heads, axis=-1), q_heads=q_heads)
 
-  learner = agent.Rem(
-    network=hk.without_apply_rng(hk.transform(network)),
-    optimizer=optax.sgd(2.0),
-    data=replay.load(tmp_path, discount=testing.DISCOUNT),
-    processor=processors.AtariProcessor(),
-    batch_size=32,
-    target_network_update_period=20,
-    num_heads=3,
-    num_mixtures=1,
-    ensemble=ensemble,
-    eval_epsilon=0.0,
-    rng_key=jax.random.PRNGKey(0),
+  return agent.Rem(
+    **{
+      'network': hk.without_apply_rng(hk.transform(network)),
+      'optimizer': optax.sgd(1.0),
+      'data': data,
+      'processor': processors.AtariProcessor(),
+      'batch_size': 32,
+      'target_network_update_period': 20,
+      'num_heads': 3,
+      'num_mixtures': 1,
+      'ensemble': False,
+      'eval_epsilon': 0.0,
+      'rng_key': jax.random.PRNGKey(0),
+      **settings,
+    }
   )
+
+
+@pytest.mark.parametrize('ensemble, num_mixtures', [(False, 1), (False, 2), (True, 1)])
+def test_an_update_is_a_gradient_step_on_the_loss(whole_batch, monkeypatch, ensemble, num_mixtures):
+  data, batch = whole_batch
+  s_tm1, s_t = testing.states(batch.s_tm1), testing.states(batch.s_t)
+  online, target = np.random.default_rng(0).normal(size=(2, 2, 2, 3)).astype(np.float32)
+  mixtures = agent.random_mixtures(jax.random.PRNGKey(5), 3, num_mixtures)
+
+  def fixed_mixtures(rng_key, num_heads, number):
+    assert (num_heads, number) == (3, num_mixtures)
+    return mixtures
+
+  monkeypatch.setattr(agent, 'random_mixtures', fixed_mixtures)
+
+  def mean_loss(q):
+    weights = jnp.eye(3) if ensemble else mixtures
+    losses = agent.loss(q[s_tm1], batch.a_tm1, batch.r_t, batch.discount_t, target[s_t], weights)
+    return jnp.mean(losses)
+
+  learner = make_agent(data, ensemble=ensemble, num_mixtures=num_mixtures)
+  got = testing.after_an_update(learner, {'q': online}, {'q': target})['q']
+  np.testing.assert_allclose(got, online - jax.grad(mean_loss)(online), rtol=1e-5)
+
+
+@pytest.mark.parametrize('ensemble', [False, True])
+def test_learn_reaches_the_optimal_values_of_an_mdp(tmp_path, ensemble: bool):
+  testing.write_logs(tmp_path)
+  data = replay.load(tmp_path, discount=testing.DISCOUNT)
+  learner = make_agent(data, ensemble=ensemble, optimizer=optax.sgd(2.0))
   learner.learn(1200)
   # Every mixture reaches them, so every head does.
   q_heads = learner.get_state().online_params['~']['q']
   want = np.broadcast_to(testing.optimal_values()[..., None], q_heads.shape)
   np.testing.assert_allclose(q_heads, want, atol=2e-3)
+
+
+def test_an_ensemble_of_mixtures_is_refused():
+  with pytest.raises(ValueError, match='--num_mixtures=2: --ensemble mixes no heads'):
+    run_atari.Config(ensemble=True, num_mixtures=2)
