@@ -1,9 +1,9 @@
 """Serves Tianshou's discrete CQL, learning from logged play, to a benchmark driver.
 
 This runs in Tianshou's own environment (README.md says how to make it) and imports nothing of ours.
-Network, loss, replay and update are Tianshou's; hyperparameters are those of its offline Atari
-example (learning rate 1e-4, target copied every 500 updates, 200 quantiles) but for the weight of
-the conservative term. The protocol is lines of JSON:
+Network, loss, replay and update are Tianshou's, as in its examples/offline/atari_cql.py, with that
+file's defaults (grey levels from 0 to 255; Adam 1e-4; target copied every 500 updates; 200
+quantiles) but for the weight of the conservative term. The protocol is lines of JSON:
 
   out  {"ready": true, "versions": {...}, ...}
   in   {"train": 500}                          updates of 32 transitions
@@ -11,8 +11,7 @@ the conservative term. The protocol is lines of JSON:
   in   {"act": "..."}                          base64 of a stack [4, 84, 84] uint8, newest last
   out  {"action": 3}
 
-Rewards are clipped to [-1, 1] when they are logged to its replay, as its Atari wrapper does. Before
-an episode's fourth frame Tianshou repeats the first one, where ours are black.
+Rewards are clipped to [-1, 1] when they are logged to its replay, as its Atari wrapper does.
 """
 
 import argparse
@@ -33,7 +32,7 @@ from tianshou.algorithm import DiscreteCQL
 from tianshou.algorithm.modelfree.qrdqn import QRDQNPolicy
 from tianshou.algorithm.optim import AdamOptimizerFactory
 from tianshou.data import Batch
-from tianshou.env.atari.atari_network import QRDQNet, ScaledObsInputActionReprNet
+from tianshou.env.atari.atari_network import QRDQNet
 from tianshou.utils.torch_utils import policy_within_training_step
 
 
@@ -52,9 +51,7 @@ def main():
   torch.manual_seed(args.seed)
 
   network = QRDQNet(c=STACK, h=84, w=84, action_shape=args.num_actions, num_quantiles=200)
-  policy = QRDQNPolicy(
-    model=ScaledObsInputActionReprNet(network), action_space=gym.spaces.Discrete(args.num_actions)
-  )
+  policy = QRDQNPolicy(model=network, action_space=gym.spaces.Discrete(args.num_actions))
   algorithm = DiscreteCQL(
     policy=policy,
     optim=AdamOptimizerFactory(lr=1e-4),
