@@ -51,9 +51,9 @@ def actions(agent: Any, data: replay.ReplayData, rows: np.ndarray) -> np.ndarray
   @jax.jit
   def act(data, rows, rng_key):
     s_tm1 = replay.gather(data, rows).s_tm1
-    return jax.vmap(agent._act, (None, 0, 0))(params, jax.random.split(rng_key, len(rows)), s_tm1)[
-      1
-    ]
+    rng_keys = jax.random.split(rng_key, len(rows))
+    _, chosen, _ = jax.vmap(agent._act, (None, 0, 0))(params, rng_keys, s_tm1)
+    return chosen
 
   batches = np.split(rows, len(rows) // BATCH_SIZE)
   keys = jax.random.split(jax.random.PRNGKey(0), len(batches))
@@ -78,9 +78,8 @@ def main() -> None:
     chosen.append(actions(agent, data, rows))
     names.append(f'{run}, {int(agent.get_state().num_updates):,} updates')
   meanings = atari_env.AtariEnv(flags['environment_name'], seed=0).action_meanings
-  print(
-    f'| logged action | of the states | {" | ".join(names)} |\n|---|---' + '|---' * len(names) + '|'
-  )
+  print('| logged action | of the states | ' + ' | '.join(names) + ' |')
+  print('|---' * (2 + len(names)) + '|')
   for action, meaning in [*enumerate(meanings), (None, 'any')]:
     here = np.ones(len(rows), bool) if action is None else logged == action
     if here.any():

@@ -5,14 +5,16 @@ told by the grey of its frame.
 """
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
-from offline_zoo import log_shards, replay
+from offline_zoo import log_shards, processors, replay
 
 REWARDS = np.array([[0.0, -0.2], [0.3, 1.0]])
 DISCOUNT = 0.9
@@ -59,6 +61,23 @@ def logged_rates(data: replay.ReplayData) -> np.ndarray:
   counts = np.zeros((2, 2))
   np.add.at(counts, (np.asarray(states(batch.s_tm1)), np.asarray(batch.a_tm1)), 1)
   return counts / counts.sum(axis=1, keepdims=True)
+
+
+def make_agent(agent_class: type, network: Callable, data: replay.ReplayData, **settings) -> Any:
+  """A greedy agent that learns what a function of frames looks up, by plain gradient descent."""
+  return agent_class(
+    **{
+      'network': hk.without_apply_rng(hk.transform(network)),
+      'optimizer': optax.sgd(1.0),
+      'data': data,
+      'processor': processors.AtariProcessor(),
+      'batch_size': 32,
+      'target_network_update_period': 20,
+      'eval_epsilon': 0.0,
+      'rng_key': jax.random.PRNGKey(0),
+      **settings,
+    }
+  )
 
 
 def after_an_update(learner: Any, online: dict, target: dict) -> dict[str, np.ndarray]:

@@ -1,14 +1,13 @@
 """Tests for the BCQ agent: its loss against recorded ones, identities, and what it learns."""
 
 import dm_env
-import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from offline_zoo import networks, processors, replay, testing
+from offline_zoo import networks, replay, testing
 from offline_zoo.bcq import agent, run_atari
 
 WEIGHTS = {'threshold': 0.3, 'behaviour_weight': 1.0, 'logits_penalty': 0.01}
@@ -86,20 +85,8 @@ def make_agent(data: replay.ReplayData, **settings) -> agent.Bcq:
       testing.table('q', frames, 2), testing.table('logits', frames, 2)
     )
 
-  return agent.Bcq(
-    **{
-      'network': hk.without_apply_rng(hk.transform(network)),
-      'optimizer': optax.sgd(1.0),
-      'data': data,
-      'processor': processors.AtariProcessor(),
-      'batch_size': 32,
-      'target_network_update_period': 20,
-      'eval_epsilon': 0.0,
-      'rng_key': jax.random.PRNGKey(0),
-      **WEIGHTS,
-      **settings,
-    }
-  )
+  settings = {**WEIGHTS, **settings}
+  return testing.make_agent(agent.Bcq, network, data, **settings)
 
 
 def test_an_update_is_a_gradient_step_on_the_loss(whole_batch):

@@ -1,13 +1,12 @@
 """Tests for the CQL agent: its loss against recorded ones, identities, and what it learns."""
 
-import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from offline_zoo import networks, processors, replay, testing
+from offline_zoo import networks, replay, testing
 from offline_zoo.cql import agent, run_atari
 from offline_zoo.qrdqn import agent as qrdqn_agent
 
@@ -100,19 +99,7 @@ def make_agent(data: replay.ReplayData, num_quantiles: int, **settings) -> agent
     dist_q = testing.table('z', frames, num_quantiles, 2)
     return networks.QuantileNetworkOutputs(q_values=jnp.mean(dist_q, axis=1), dist_q=dist_q)
 
-  return agent.Cql(
-    **{
-      'network': hk.without_apply_rng(hk.transform(network)),
-      'optimizer': optax.sgd(1.0),
-      'data': data,
-      'processor': processors.AtariProcessor(),
-      'batch_size': 32,
-      'target_network_update_period': 20,
-      'eval_epsilon': 0.0,
-      'rng_key': jax.random.PRNGKey(0),
-      **settings,
-    }
-  )
+  return testing.make_agent(agent.Cql, network, data, **settings)
 
 
 @pytest.mark.parametrize('double_q', [False, True])

@@ -1,14 +1,13 @@
 """Tests for the DQN agent: its loss against recorded ones, and what it learns."""
 
 import chex
-import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from offline_zoo import networks, parts, processors, replay, testing
+from offline_zoo import networks, parts, replay, testing
 from offline_zoo.dqn import agent, run_atari
 
 
@@ -63,19 +62,7 @@ def table(frames: jax.Array) -> networks.QNetworkOutputs:
 
 
 def make_agent(data: replay.ReplayData, network=table, **settings) -> agent.Dqn:
-  return agent.Dqn(
-    **{
-      'network': hk.without_apply_rng(hk.transform(network)),
-      'optimizer': optax.sgd(1.0),
-      'data': data,
-      'processor': processors.AtariProcessor(),
-      'batch_size': 32,
-      'target_network_update_period': 20,
-      'eval_epsilon': 0.0,
-      'rng_key': jax.random.PRNGKey(0),
-      **settings,
-    }
-  )
+  return testing.make_agent(agent.Dqn, network, data, **settings)
 
 
 def q_table(dqn: agent.Dqn) -> np.ndarray:

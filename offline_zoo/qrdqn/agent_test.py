@@ -1,13 +1,12 @@
 """Tests for the QR-DQN agent: its loss against recorded ones, identities, and what it learns."""
 
-import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from offline_zoo import networks, processors, replay, testing
+from offline_zoo import networks, replay, testing
 from offline_zoo.qrdqn import agent
 
 
@@ -54,19 +53,7 @@ def make_agent(data: replay.ReplayData, **settings) -> agent.QrDqn:
     dist_q = testing.table('z', frames, 5, 2)
     return networks.QuantileNetworkOutputs(q_values=jnp.mean(dist_q, axis=1), dist_q=dist_q)
 
-  return agent.QrDqn(
-    **{
-      'network': hk.without_apply_rng(hk.transform(network)),
-      'optimizer': optax.sgd(1.0),
-      'data': data,
-      'processor': processors.AtariProcessor(),
-      'batch_size': 32,
-      'target_network_update_period': 20,
-      'eval_epsilon': 0.0,
-      'rng_key': jax.random.PRNGKey(0),
-      **settings,
-    }
-  )
+  return testing.make_agent(agent.QrDqn, network, data, **settings)
 
 
 def test_an_update_is_a_gradient_step_on_the_loss(whole_batch):

@@ -1,13 +1,12 @@
 """Tests for the REM agent: its loss against recorded ones, identities, and what it learns."""
 
-import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from offline_zoo import networks, processors, replay, testing
+from offline_zoo import networks, replay, testing
 from offline_zoo.dqn import agent as dqn_agent
 from offline_zoo.rem import agent, run_atari
 
@@ -76,22 +75,8 @@ def make_agent(data: replay.ReplayData, **settings) -> agent.Rem:
     q_heads = testing.table('q', frames, 2, 3)
     return networks.MultiHeadNetworkOutputs(q_values=jnp.mean(q_heads, axis=-1), q_heads=q_heads)
 
-  return agent.Rem(
-    **{
-      'network': hk.without_apply_rng(hk.transform(network)),
-      'optimizer': optax.sgd(1.0),
-      'data': data,
-      'processor': processors.AtariProcessor(),
-      'batch_size': 32,
-      'target_network_update_period': 20,
-      'num_heads': 3,
-      'num_mixtures': 1,
-      'ensemble': False,
-      'eval_epsilon': 0.0,
-      'rng_key': jax.random.PRNGKey(0),
-      **settings,
-    }
-  )
+  settings = {'num_heads': 3, 'num_mixtures': 1, 'ensemble': False, **settings}
+  return testing.make_agent(agent.Rem, network, data, **settings)
 
 
 @pytest.mark.parametrize('ensemble, num_mixtures', [(False, 1), (False, 2), (True, 1)])
