@@ -12,35 +12,25 @@ import importlib
 import json
 import pathlib
 from typing import Any
-from unittest import mock
 
 import jax
 import numpy as np
 
-from offline_zoo import atari_env, parts, replay
+from offline_zoo import atari_env, replay, results
 
 BATCH_SIZE = 100
 
 
-class _Built(Exception):  # noqa: N818, it is no error
-  """Carries an agent out of a program that would go on to train it."""
-
-
-def restored(run: pathlib.Path) -> tuple[dict[str, Any], Any]:
+def restored(run: pathlib.Path, data: replay.ReplayData) -> tuple[dict[str, Any], Any]:
   """A run's flags, and its agent as its newest checkpoint has it."""
   config = json.loads((run / 'config.json').read_text())
   module = importlib.import_module(f'offline_zoo.{config["agent"]}.run_atari')
-  flags = {k: tuple(v) if isinstance(v, list) else v for k, v in config['flags'].items()}
-
-  def stop(self, agent, logs):
-    raise _Built(agent)
-
-  with mock.patch.object(parts.Results, 'resume', stop):
-    try:
-      module.main(module.Config(**flags))
-    except _Built as built:
-      agent = built.args[0]
-  agent.set_state(parts.Checkpoint(run / 'checkpoint').restore_state(agent.get_state()))
+  flags: dict[str, Any] = {
+    k: tuple(v) if isinstance(v, list) else v for k, v in config['flags'].items()
+  }
+  environment = atari_env.AtariEnv(flags['environment_name'], seed=0)
+  agent = module.make_agent(module.Config(**flags), environment.action_spec().num_values, data)
+  agent.set_state(results.Checkpoint(run / 'checkpoint').restore_state(agent.get_state()))
   return flags, agent
 
 
@@ -52,7 +42,7 @@ def actions(agent: Any, data: replay.ReplayData, rows: np.ndarray) -> np.ndarray
   def act(data, rows, rng_key):
     s_tm1 = replay.gather(data, rows).s_tm1
     rng_keys = jax.random.split(rng_key, len(rows))
-    _, chosen, _ = jax.vmap(agent._act, (None, 0, 0))(params, rng_keys, s_tm1)
+    _, chosen, _ = jax.vmap(agent.act, (None, 0, 0))(params, rng_keys, s_tm1)
     return chosen
 
   batches = np.split(rows, len(rows) // BATCH_SIZE)
@@ -74,7 +64,7 @@ def main() -> None:
   logged = np.asarray(replay.gather(data, rows).a_tm1)
   chosen, names = [], []
   for run in args.runs:
-    flags, agent = restored(run)
+    flags, agent = restored(run, data)
     chosen.append(actions(agent, data, rows))
     names.append(f'{run}, {int(agent.get_state().num_updates):,} updates')
   meanings = atari_env.AtariEnv(flags['environment_name'], seed=0).action_meanings

@@ -26,8 +26,9 @@ import numpy as np
 import optax
 
 from benchmarks import learn
-from offline_zoo import atari_env, demo_logs, networks, parts, processors, replay
+from offline_zoo import atari_env, networks, parts, processors, replay
 from offline_zoo.cql import agent, run_atari
+from offline_zoo.logs import demo
 
 ALPHA = 4.0  # for 1% of the data, as the README of CQL's authors says
 
@@ -75,7 +76,7 @@ def main() -> None:
 
   jax.config.update('jax_numpy_rank_promotion', 'raise')
   config = run_atari.Config(alpha=ALPHA)
-  replay_dir = args.replay_dir or demo_logs.find_or_make('pong')
+  replay_dir = args.replay_dir or demo.find_or_make('pong')
   environment_seed, act_key = parts.evaluation_seed(config.seed, 1)
 
   def make_environment() -> atari_env.AtariEnv:

@@ -2,7 +2,7 @@
 
 import pathlib
 
-from offline_zoo import demo_logs
+from offline_zoo.logs import demo
 
 NAMES = (
   'pong', 'breakout', 'qbert', 'montezuma_revenge', 'hero', 'asterix', 'riverraid', 'skiing',
@@ -14,8 +14,8 @@ def random_logs(logs_dir: pathlib.Path, game: str, num_transitions: int = 50_000
   """The directory of a game's logs of uniformly random play, seed 0; made if it is missing."""
   replay_dir = logs_dir / f'{game}_{num_transitions}'
   if not replay_dir.exists():
-    config = demo_logs.Config(
+    config = demo.Config(
       environment_name=game, num_transitions=num_transitions, policy='random', seed=0
     )
-    demo_logs.write_logs(config, replay_dir)
+    demo.write_logs(config, replay_dir)
   return replay_dir

@@ -25,8 +25,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from offline_zoo import demo_logs, log_shards, networks, processors, replay
+from offline_zoo import replay
 from offline_zoo.dqn import agent, run_atari
+from offline_zoo.logs import demo, dqn_replay
 
 BATCH_SIZE = 32
 NUM_ACTIONS = 6
@@ -61,18 +62,7 @@ def least_bytes() -> int:
 
 
 def make_learner(data: replay.ReplayData) -> agent.Dqn:
-  """The agent as run_atari makes it."""
-  config = run_atari.Config()
-  return agent.Dqn(
-    network=networks.dqn_network(NUM_ACTIONS),
-    optimizer=run_atari.make_optimizer(config),
-    data=data,
-    processor=processors.AtariProcessor(),
-    batch_size=BATCH_SIZE,
-    target_network_update_period=config.target_network_update_period,
-    eval_epsilon=config.eval_epsilon,
-    rng_key=jax.random.PRNGKey(config.seed),
-  )
+  return run_atari.make_agent(run_atari.Config(), NUM_ACTIONS, data)
 
 
 def seconds(function: Callable[[], object]) -> float:
@@ -126,9 +116,9 @@ def main() -> None:
   args = parser.parse_args()
 
   jax.config.update('jax_numpy_rank_promotion', 'raise')
-  replay_dir = pathlib.Path(args.replay_dir or demo_logs.find_or_make('pong'))
+  replay_dir = pathlib.Path(args.replay_dir or demo.find_or_make('pong'))
   # One shard is all that the peer holds, too.
-  data = replay.load(replay_dir, log_shards.list_shards(replay_dir)[:1], num_actions=NUM_ACTIONS)
+  data = replay.load(replay_dir, dqn_replay.list_shards(replay_dir)[:1], num_actions=NUM_ACTIONS)
   ours = make_learner(data)
   square = jnp.ones((2048, 2048))
   product = jax.jit(lambda a: a @ a)

@@ -14,7 +14,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from offline_zoo import frame_encoder, frame_store, log_shards
+from offline_zoo.encoding import frame_encoder, frame_store
+from offline_zoo.logs import dqn_replay
 
 MARKS = (10_000, 30_000, 100_000, 300_000, 1_000_000, 3_000_000)
 PROJECTED_ROWS = 50_000_000
@@ -32,12 +33,12 @@ def num_bytes(num_items, num_rows: int) -> float:
 def frames(replay_dir: pathlib.Path, max_rows: int) -> Iterator[np.ndarray]:
   """Usable frames, in pieces that end at the marks."""
   done = 0
-  for index in log_shards.list_shards(replay_dir):
-    columns = log_shards.read_small_files(replay_dir, index, None)
+  for index in dqn_replay.list_shards(replay_dir):
+    columns = dqn_replay.read_small_files(replay_dir, index, None)
     capacity = len(columns['terminal'])
     rest = columns['add_count'] % capacity
-    path = log_shards.shard_path(replay_dir, 'observation', index)
-    for pixels in log_shards.read_frames(path, capacity):
+    path = dqn_replay.shard_path(replay_dir, 'observation', index)
+    for pixels in dqn_replay.read_frames(path, capacity):
       pixels = pixels[: min(rest, max_rows - done)]
       if not len(pixels):
         break

@@ -19,15 +19,16 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from offline_zoo import log_shards, replay
+from offline_zoo import replay
+from offline_zoo.logs import dqn_replay
 
 
 def gzip_and_numpy(replay_dir: pathlib.Path) -> int:
   """Loads shard after shard; returns bytes of frames."""
   num_bytes = 0
-  for index in log_shards.list_shards(replay_dir):
+  for index in dqn_replay.list_shards(replay_dir):
     for name in ('observation', 'action', 'reward', 'terminal'):
-      with gzip.open(log_shards.shard_path(replay_dir, name, index)) as file:
+      with gzip.open(dqn_replay.shard_path(replay_dir, name, index)) as file:
         array = np.load(file, allow_pickle=False)
       if name == 'observation':
         num_bytes += array.nbytes

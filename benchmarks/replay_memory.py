@@ -19,16 +19,18 @@ import jax
 import numpy as np
 
 from benchmarks import games
-from offline_zoo import frame_store, log_shards, replay
+from offline_zoo import replay
+from offline_zoo.encoding import frame_store
+from offline_zoo.logs import dqn_replay
 
 
 def count_rows(replay_dir: pathlib.Path) -> int:
   """Rows that are usable and not blank ones before an episode."""
   num_rows = 0
-  for index in log_shards.list_shards(replay_dir):
-    columns = log_shards.read_small_files(replay_dir, index, None)
+  for index in dqn_replay.list_shards(replay_dir):
+    columns = dqn_replay.read_small_files(replay_dir, index, None)
     terminal = columns['terminal'][: columns['add_count'] % len(columns['terminal'])]
-    num_rows += len(terminal) - log_shards.NUM_PADDING_ROWS * int(terminal[:-1].sum())
+    num_rows += len(terminal) - dqn_replay.NUM_PADDING_ROWS * int(terminal[:-1].sum())
   return num_rows
 
 
@@ -40,13 +42,13 @@ def check_frames(replay_dir: pathlib.Path, data: replay.ReplayData) -> None:
   """
   decode = jax.jit(frame_store.decode)
   first = 0
-  for index in log_shards.list_shards(replay_dir):
-    columns = log_shards.read_small_files(replay_dir, index, None)
+  for index in dqn_replay.list_shards(replay_dir):
+    columns = dqn_replay.read_small_files(replay_dir, index, None)
     capacity = len(columns['terminal'])
     end = first + columns['add_count'] % capacity
-    path = log_shards.shard_path(replay_dir, 'observation', index)
+    path = dqn_replay.shard_path(replay_dir, 'observation', index)
     row = first
-    for pixels in log_shards.read_frames(path, capacity):
+    for pixels in dqn_replay.read_frames(path, capacity):
       wanted = pixels[: end - row]
       # Always as many, so that it is compiled once.
       rows = np.minimum(np.arange(row, row + len(pixels)), len(data.actions) - 1)

@@ -14,7 +14,8 @@ import jax
 import numpy as np
 
 from benchmarks import learn
-from offline_zoo import demo_logs, log_shards, replay
+from offline_zoo import replay
+from offline_zoo.logs import demo, dqn_replay
 
 
 def main() -> None:
@@ -26,8 +27,8 @@ def main() -> None:
   args = parser.parse_args()
 
   jax.config.update('jax_numpy_rank_promotion', 'raise')
-  replay_dir = args.replay_dir or demo_logs.find_or_make('pong')
-  logs = replay.Logs(replay_dir, log_shards.list_shards(replay_dir)[:2])  # 50,000 rows
+  replay_dir = args.replay_dir or demo.find_or_make('pong')
+  logs = replay.Logs(replay_dir, dqn_replay.list_shards(replay_dir)[:2])  # 50,000 rows
   data = logs.resident(0)
   peers = {
     library: learn.Peer(python, 'replays.py', f'--library={library}', f'--replay_dir={replay_dir}')

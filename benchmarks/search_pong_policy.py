@@ -13,7 +13,7 @@ import time
 import ale_py
 import numpy as np
 
-from offline_zoo import demo_policies
+from offline_zoo.logs import demo_policies
 
 START = np.array([10.0, 8.0, 122.0, 0.48, 10.3, 132.0])
 SPREAD = np.array([4.0, 4.0, 20.0, 0.3, 3.0, 10.0])

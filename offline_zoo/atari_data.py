@@ -24,6 +24,13 @@ import dataclasses
 import difflib
 import re
 
+# What a network sees: four preprocessed frames, one for each action repeat of four raw frames
+# (Mnih et al. 2015), the newest last. The logged frames are single ones of these.
+FRAME_SHAPE = (84, 84)
+STACK_SIZE = 4
+OBSERVATION_SHAPE = (*FRAME_SHAPE, STACK_SIZE)
+NUM_ACTION_REPEATS = 4
+
 
 @dataclasses.dataclass(frozen=True)
 class Game:

@@ -8,7 +8,7 @@ import pytest
 
 from offline_zoo import replay, testing
 
-# As parts.run sets them.
+# As program.run sets them.
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_default_matmul_precision', 'float32')
 

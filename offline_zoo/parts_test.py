@@ -1,20 +1,13 @@
-"""Tests for parts.py: the run loop, trackers, evaluation, results, checkpoints and flags."""
+"""Tests for parts.py: the run loop, trackers, evaluation and learning."""
 
-import csv
-import dataclasses
-import io
 import os
-import resource
 import signal
-import subprocess
-import sys
 
 import dm_env
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl import flags
 
 from offline_zoo import parts
 
@@ -92,7 +85,7 @@ def test_run_loop_ends_an_episode_at_the_frame_limit():
 
 def test_trackers_by_hand():
   episodes, rate = parts.EpisodeTracker(), parts.FrameRateTracker()
-  value = parts.StateValueTracker()
+  value = parts.StatisticsTracker()
   for step in parts.run_loop(Echo(), Counting()):
     for tracker in (episodes, rate, value):
       tracker.step(*step)
@@ -217,146 +210,6 @@ def test_other_errors_leave_the_block_as_they_are():
     raise ZeroDivisionError
 
 
-# Results.
-
-
-def read_csv(path) -> list[dict[str, str]]:
-  with open(path, newline='') as file:
-    return list(csv.DictReader(file))
-
-
-def test_csv_rows_read_back_and_none_is_empty(tmp_path):
-  path = tmp_path / 'new' / 'results.csv'
-  writer = parts.CsvWriter(path)
-  assert not path.exists()
-  rows = [{'iteration': 1, 'loss': 0.1 + 0.2, 'normalized_return': None}]
-  writer.write(rows)
-  rows.append({'iteration': 2, 'loss': 1e-9, 'normalized_return': 0.5})
-  writer.write(rows)
-  got = read_csv(path)
-  assert [float(row['loss']) for row in got] == [0.1 + 0.2, 1e-9]
-  assert [row['normalized_return'] for row in got] == ['', '0.5']
-  assert os.listdir(path.parent) == ['results.csv']
-
-
-def test_a_failing_csv_write_leaves_the_old_rows(tmp_path, monkeypatch):
-  writer = parts.CsvWriter(tmp_path / 'results.csv')
-  writer.write([{'iteration': 1}])
-
-  def full_disk(descriptor):
-    raise OSError(28, 'No space left on device')
-
-  monkeypatch.setattr(os, 'fsync', full_disk)
-  with pytest.raises(OSError, match='No space'):
-    writer.write([{'iteration': 1}, {'iteration': 2}])
-  assert len(read_csv(writer.path)) == 1
-  assert os.listdir(tmp_path) == ['results.csv']
-
-
-def test_csv_paths_that_cannot_be_written(tmp_path):
-  (tmp_path / 'file').touch()
-  for path in (tmp_path, tmp_path / 'file' / 'results.csv', '/proc/none/results.csv'):
-    with pytest.raises(OSError, match='--results_csv_path='):
-      parts.CsvWriter(path)
-
-
-def state(value: float, width: int = 3):
-  return {'w': np.full(width, value, np.float32), 'n': np.array(value, np.int32)}
-
-
-def test_checkpoints_restore_the_newest_bit_for_bit(tmp_path):
-  checkpoint = parts.Checkpoint(tmp_path / 'checkpoint')
-  assert checkpoint.restore_record() is None
-  for value in (0.1, 0.2, 0.3):
-    checkpoint.save(state(value), {'rows': [value, None, 'x'], 'nested': {'sum': value / 3}})
-  record = parts.Checkpoint(tmp_path / 'checkpoint').restore_record()
-  assert record == {'rows': [0.3, None, 'x'], 'nested': {'sum': 0.3 / 3}}
-  restored = checkpoint.restore_state(state(0))
-  np.testing.assert_array_equal(restored['w'], state(0.3)['w'])
-  assert restored['n'].dtype == np.int32
-  assert len(os.listdir(tmp_path / 'checkpoint')) == 1  # the older ones are gone
-
-
-@pytest.mark.parametrize('other', [state(0, 4), {'v': np.zeros(3, np.float32)}])
-def test_a_checkpoint_of_another_network_is_refused(tmp_path, other):
-  checkpoint = parts.Checkpoint(tmp_path)
-  checkpoint.save(state(1), {})
-  with pytest.raises(ValueError, match='another network') as error:
-    checkpoint.restore_state(other)
-  assert str(tmp_path) in str(error.value) and '\n' not in str(error.value)
-
-
-def test_a_damaged_checkpoint_is_named(tmp_path):
-  checkpoint = parts.Checkpoint(tmp_path)
-  checkpoint.save(state(1), {'a': 1})
-  for path in tmp_path.rglob('*'):
-    if path.is_file() and 'record' in str(path):
-      path.write_text('{')
-  with pytest.raises(ValueError, match='damaged'):
-    checkpoint.restore_record()
-
-
-def test_a_checkpoint_directory_that_is_a_file(tmp_path):
-  (tmp_path / 'file').touch()
-  for path in (tmp_path / 'file', tmp_path / 'file' / 'below', '/proc/none/checkpoint'):
-    with pytest.raises(OSError, match='--checkpoint_dir='):
-      parts.Checkpoint(path)
-
-
-def test_a_disk_that_fills_up_under_orbax_leaves_the_last_checkpoint(tmp_path, monkeypatch):
-  """Files of at most 100 kB; without the claim of space that `save` begins with."""
-  checkpoint = parts.Checkpoint(tmp_path)
-  checkpoint.save(state(0.1), {'number': 1})
-  noise = {'w': np.random.default_rng(0).random(10**6), 'n': np.zeros((), np.int32)}
-  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-  with monkeypatch.context() as patch:
-    patch.setattr(parts.tempfile, 'TemporaryFile', lambda dir: io.BytesIO())
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
-    try:
-      with pytest.raises(OSError, match='could not write a checkpoint'):
-        checkpoint.save(noise, {'number': 2})
-    finally:
-      resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-  again = parts.Checkpoint(tmp_path)
-  assert again.restore_record() == {'number': 1}
-  np.testing.assert_array_equal(again.restore_state(state(0))['w'], state(0.1)['w'])
-  again.save(state(0.2), {'number': 3})
-  assert again.restore_record() == {'number': 3}
-
-
-# Flags.
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-  test_an_int: int = 3  # updates; somebody 2020
-  test_a_float: float = 0.5
-  test_a_bool: bool = False
-  test_a_path: str | None = None  # where
-  test_a_list: tuple[int, ...] | None = None  # which
-
-
-def test_flags_from_a_config():
-  parts.define_flags(Config)
-  values = flags.FLAGS
-  try:
-    values(['program'])
-    assert parts.config_from_flags(Config) == Config()
-    assert values['test_an_int'].help == 'updates; somebody 2020'
-    values(['program', '--test_an_int=4', '--test_a_float=1e-3', '--test_a_bool',
-            '--test_a_path=x', '--test_a_list=1,5'])  # fmt: skip
-    assert parts.config_from_flags(Config) == Config(4, 1e-3, True, 'x', (1, 5))
-    values(['program', '--test_a_list=1,b'])
-    with pytest.raises(ValueError, match='--test_a_list: expected integers, got 1,b'):
-      parts.config_from_flags(Config)
-    values(['program', '--test_a_path='])
-    with pytest.raises(ValueError, match='--test_a_path=: expected a value'):
-      parts.config_from_flags(Config)
-  finally:
-    for field in dataclasses.fields(Config):
-      delattr(flags.FLAGS, field.name)
-
-
 def test_learn_loop_donates_and_averages(monkeypatch):
   def update(state, data):
     return state + data, {'state': state}
@@ -368,21 +221,3 @@ def test_learn_loop_donates_and_averages(monkeypatch):
     assert after == 9.0
     assert metrics == {'state': np.mean([1.0, 3.0, 5.0, 7.0])}
     assert before.is_deleted()
-
-
-@pytest.mark.parametrize(
-  'flag, message',
-  [
-    ('--jax_platform_name=gpuu', 'error: --jax_platform_name=gpuu: not to be had here'),
-    ('--replay_dir=', 'error: --replay_dir=: expected a value, got nothing'),
-    ('--shards=a', 'error: --shards: expected integers, got a'),
-    ('pong', 'error: expected flags only, got pong'),
-  ],
-)
-def test_what_only_a_command_line_can_get_wrong(flag: str, message: str):
-  run = subprocess.run(
-    [sys.executable, '-m', 'offline_zoo.dqn.run_atari', flag],
-    capture_output=True, text=True, check=False,
-  )  # fmt: skip
-  assert run.returncode == 1
-  assert message in run.stderr and 'Traceback' not in run.stderr

@@ -10,7 +10,7 @@ import cv2
 import dm_env
 import numpy as np
 
-_FRAME_SHAPE = (84, 84)
+from offline_zoo import atari_data
 
 # Frames are tiny: handing them to OpenCV's thread pool costs more than resizing them.
 cv2.setNumThreads(0)
@@ -18,7 +18,7 @@ cv2.setNumThreads(0)
 
 def resize(frame: np.ndarray) -> np.ndarray:
   """Area-averages a grayscale frame to [84, 84] uint8, as the logged frames were made."""
-  return cv2.resize(frame, _FRAME_SHAPE[::-1], interpolation=cv2.INTER_AREA)
+  return cv2.resize(frame, atari_data.FRAME_SHAPE[::-1], interpolation=cv2.INTER_AREA)
 
 
 class AtariProcessor:
@@ -35,7 +35,12 @@ class AtariProcessor:
   fourth frame of the previous repeat. Episodes cut by the run loop's frame limit end likewise.
   """
 
-  def __init__(self, *, num_action_repeats: int = 4, num_stacked_frames: int = 4):
+  def __init__(
+    self,
+    *,
+    num_action_repeats: int = atari_data.NUM_ACTION_REPEATS,
+    num_stacked_frames: int = atari_data.STACK_SIZE,
+  ):
     if num_action_repeats < 2:
       raise ValueError(
         f'num_action_repeats must be at least 2 to pool two frames, got {num_action_repeats}'
@@ -46,7 +51,7 @@ class AtariProcessor:
 
   def reset(self) -> None:
     """Forgets the episode. A first timestep does that by itself."""
-    self._stack = np.zeros((self._num_stacked_frames, *_FRAME_SHAPE), np.uint8)
+    self._stack = np.zeros((self._num_stacked_frames, *atari_data.FRAME_SHAPE), np.uint8)
     self._screens: list[np.ndarray] = []
     self._repeat = 0
     self._reward = 0.0

@@ -1,30 +1,27 @@
-"""The replay on the accelerator: log shards -> encoded frames -> sampled transitions.
+"""The replay on the accelerator: which logged rows are there, and transitions sampled from them.
 
-Frames are held encoded (frame_store.py), on disk (replay_cache.py) as on the device, so that a game
-fits where its raw 353 GB would not. They are decoded when they are sampled, inside the jitted
-update.
+Frames are held encoded (encoding/frame_store.py), on disk as on the device, so that a game fits
+where its raw 353 GB would not. They are decoded when they are sampled, inside the jitted update.
 """
 
 import concurrent.futures
 import dataclasses
-import functools
 import math
 import os
 import pathlib
-import time
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import psutil
 from absl import logging
-from isal import isal_zlib
 
-from offline_zoo import frame_store, log_shards, parts, replay_cache
+from offline_zoo import atari_data, program
+from offline_zoo.encoding import frame_store
+from offline_zoo.encoding import shards as encoded_shards
 
-MAX_ABS_REWARD = 1.0
 # Of the accelerator's free memory, what is left to network, optimiser and activations by default.
 _ACCELERATOR_MARGIN = 2e9
 
@@ -36,7 +33,7 @@ class Transition(NamedTuple):
     s_tm1: [B, 84, 84, 4] uint8, the stack of frames acted on, newest last.
     a_tm1: [B] int32, the logged action.
     r_t: [B] float32, the sum over k < n of discount^k times the reward k steps later, each clipped
-      to [-1, 1] before the sum, which ends with the episode.
+      before the sum (see ReplayData.max_abs_reward), which ends with the episode.
     discount_t: [B] float32, discount^n, or 0 where the episode ended within the n steps.
     s_t: [B, 84, 84, 4] uint8, the stack n steps later. Means nothing where discount_t is 0.
   """
@@ -46,119 +43,6 @@ class Transition(NamedTuple):
   r_t: jax.Array
   discount_t: jax.Array
   s_t: jax.Array
-
-
-# From shards on disk to encoded ones.
-
-
-def _episode_returns(is_blank: bool, reward: np.ndarray, terminal: np.ndarray) -> np.ndarray:
-  """Sums of logged rewards [E] of the episodes that lie whole within a shard's usable rows.
-
-  Args:
-    is_blank: whether the first frame is all zeros.
-    reward: [n], as logged.
-    terminal: [n].
-  """
-  ends = np.flatnonzero(terminal)
-  returns = np.diff(np.cumsum(reward, dtype=np.float64)[ends], prepend=0.0)
-  # The first end closes an episode that begins in this shard only if the shard opens with padding.
-  begins_here = len(reward) and is_blank and reward[0] == 0 and not terminal[0]
-  return returns if begins_here else returns[1:]
-
-
-def _encode_shard(
-  encoder, path: pathlib.Path, small_files: dict[str, Any], num_rows: int, bar
-) -> replay_cache.EncodedShard:
-  """Encodes a shard's first rows; reads all of them, so that damage anywhere is found.
-
-  Args:
-    encoder: of the shards before.
-    path: of the frames.
-    small_files: the shard's other columns.
-    num_rows: how many to encode.
-    bar: is told of each row that is read.
-  """
-  ids = np.empty((num_rows, frame_store.NUM_BANDS), np.uint32)
-  checksum, is_blank, start = 0, False, 0
-  for pixels in log_shards.read_frames(path, len(small_files['terminal'])):
-    used = pixels[: max(num_rows - start, 0)]
-    if len(used):
-      if start == 0:
-        is_blank = not used[0].any()
-      ids[start : start + len(used)] = encoder.encode(used)
-      checksum = isal_zlib.crc32(used.data, checksum)
-    start += len(pixels)
-    bar.update(len(pixels))
-
-  num_items = encoder.num_items
-  new = encoder.take_new()
-  actions = small_files['action'][:num_rows].astype(np.uint8)
-  raw_rewards = small_files['reward'][:num_rows]
-  rewards = np.clip(raw_rewards, -MAX_ABS_REWARD, MAX_ABS_REWARD)
-  terminals = small_files['terminal'][:num_rows].astype(bool)
-  for column in (actions, raw_rewards, terminals):
-    checksum = isal_zlib.crc32(column.data, checksum)
-  whole = rewards.astype(np.int8)
-  return replay_cache.EncodedShard(
-    tiles=new.tiles,
-    blocks=frame_store.pack(new.blocks, num_items[0]),
-    bands=frame_store.pack(new.bands, num_items[1]),
-    frames=frame_store.pack(ids, num_items[2]),
-    actions=actions,
-    rewards=whole if (whole == rewards).all() else rewards,
-    terminals=terminals,
-    episode_returns=_episode_returns(is_blank, raw_rewards, terminals),
-    checksum=np.array(checksum, np.uint32),
-  )
-
-
-def _encoded_shards(
-  replay_dir: str | os.PathLike,
-  chosen: Sequence[int],
-  num_actions: int | None,
-  max_rows_per_shard: int | None,
-  cache_dir: str | os.PathLike | None,
-) -> dict[int, replay_cache.EncodedShard]:
-  """Encodes the chosen shards, those in the cache excepted; returns the whole chain."""
-  directory = None
-  if cache_dir is not None:
-    directory = replay_cache.directory_for(cache_dir, replay_dir, max_rows_per_shard)
-  fingerprints = {
-    index: log_shards.fingerprint(replay_dir, index) for index in log_shards.list_shards(replay_dir)
-  }
-  with replay_cache.Cache(directory) as cache:
-    cache.read(fingerprints)
-    missing = [index for index in chosen if index not in cache.shards]
-    if not missing:
-      return cache.shards
-    # The small files of all shards first: most bad input is then found within seconds.
-    small_files = {
-      index: log_shards.read_small_files(replay_dir, index, num_actions) for index in missing
-    }
-    from offline_zoo import frame_encoder
-
-    encoder = frame_encoder.Encoder([shard.dictionaries for shard in cache.shards.values()])
-    total = sum(len(columns['terminal']) for columns in small_files.values())
-    started = time.monotonic()
-    with parts.progress_bar(total, 'encoding', 'row') as bar:
-      done = 0
-      for index in missing:
-        columns = small_files.pop(index)
-        capacity = len(columns['terminal'])
-        num_rows = columns['add_count'] % capacity
-        if max_rows_per_shard is not None:
-          num_rows = min(num_rows, max_rows_per_shard)
-        path = log_shards.shard_path(replay_dir, 'observation', index)
-        shard = _encode_shard(encoder, path, columns, num_rows, bar)
-        cache.append(index, fingerprints[index], shard)
-        done += capacity
-        seconds = time.monotonic() - started
-        logging.info(
-          'Encoded shard %d, %d of %d rows: %.0f MB of frames a second, %.0f s left',
-          index, done, total, done * math.prod(log_shards.FRAME_SHAPE) / 1e6 / seconds,
-          seconds * (total - done) / done,
-        )  # fmt: skip
-    return cache.shards
 
 
 # The replay on the device.
@@ -176,12 +60,13 @@ class ReplayData:
   Attributes:
     frames: encoded; see frame_store.decode.
     actions: [N] uint8.
-    rewards: [N] int8 or float32, clipped to [-1, 1].
+    rewards: [N] int8, int16 or float32, as logged.
     terminals: [N] bool.
     run_ends: [R] int32, how many valid rows there are up to the end of each run.
     run_offsets: [R] int32, a valid row's number less how many valid rows come before it.
     n_step: the horizon n of the transitions.
     discount: the discount of one step.
+    max_abs_reward: rewards are clipped to [-max_abs_reward, max_abs_reward]; None: they are not.
   """
 
   frames: frame_store.FrameStore
@@ -192,6 +77,7 @@ class ReplayData:
   run_offsets: jax.Array
   n_step: int = dataclasses.field(metadata={'static': True})
   discount: float = dataclasses.field(metadata={'static': True})
+  max_abs_reward: float | None = dataclasses.field(metadata={'static': True})
 
 
 def _valid_runs(terminal: np.ndarray, n_step: int) -> tuple[np.ndarray, np.ndarray]:
@@ -199,21 +85,93 @@ def _valid_runs(terminal: np.ndarray, n_step: int) -> tuple[np.ndarray, np.ndarr
 
   Row i is valid if i-3 .. i+n are usable and none of i-3 .. i-1 is terminal.
   """
-  starts = np.concatenate([[0], np.flatnonzero(terminal) + 1]) + log_shards.NUM_PADDING_ROWS
-  ends = np.append(starts[1:] - log_shards.NUM_PADDING_ROWS, len(terminal))
+  starts = np.concatenate([[0], np.flatnonzero(terminal) + 1]) + atari_data.STACK_SIZE - 1
+  ends = np.append(starts[1:] - (atari_data.STACK_SIZE - 1), len(terminal))
   ends = np.minimum(ends, len(terminal) - n_step)
   some = starts < ends
   return starts[some], (ends - starts)[some]
 
 
-class _Sizes(NamedTuple):
-  """How many of each thing a set of shards has, or at most has."""
+class _Plan(NamedTuple):
+  """How many of some shards are on the device at a time, and what that takes.
 
-  tiles: int
-  blocks: int
-  bands: int
-  rows: int
-  runs: int
+  Attributes:
+    num_shards: how many are resident.
+    num_sets: how many sets of them are on the device: one, and if shards change the next one too.
+    num_rows: of a set, at most.
+    shapes: shape and dtype of each array of a set.
+  """
+
+  num_shards: int
+  num_sets: int
+  num_rows: int
+  shapes: dict[str, tuple[tuple[int, ...], np.dtype]]
+
+  @property
+  def num_bytes(self) -> int:
+    """Of one set."""
+    return sum(math.prod(shape) * dtype.itemsize for shape, dtype in self.shapes.values())
+
+
+def _plan(logs: encoded_shards.EncodedLogs, num_runs: Sequence[int], num_shards: int) -> _Plan:
+  """What so many resident shards take, whichever they are; exact for all of them.
+
+  Args:
+    logs: all shards.
+    num_runs: of each shard, how many runs of valid rows it has.
+    num_shards: how many are resident.
+  """
+  num_rows = [len(shard.actions) for shard in logs.shards]
+  if num_shards == len(logs.shards):
+    tiles, blocks, bands, rows, runs = *logs.num_used, sum(num_rows), sum(num_runs)
+  else:
+    sizes = np.column_stack([logs.num_used_by_each, num_rows, num_runs])
+    *most, rows, runs = map(int, np.sort(sizes, axis=0)[::-1][:num_shards].sum(axis=0))
+    tiles, blocks, bands = map(min, most, logs.num_used)
+  tile_bytes, block_bytes, band_bytes = map(frame_store.id_bytes, (tiles, blocks, bands))
+  tile_words, block_ids, band_ids = frame_store.ITEM_SIZES
+  shapes: dict[str, tuple[tuple[int, ...], np.dtype]] = {
+    'tiles': ((tiles, tile_words), np.dtype(np.uint32)),
+    'blocks': ((blocks, block_ids, tile_bytes), np.dtype(np.uint8)),
+    'bands': ((bands, band_ids, block_bytes), np.dtype(np.uint8)),
+    'frames': ((rows, frame_store.NUM_BANDS, band_bytes), np.dtype(np.uint8)),
+    'actions': ((rows,), np.dtype(np.uint8)),
+    'rewards': ((rows,), np.result_type(*(shard.rewards.dtype for shard in logs.shards))),
+    'terminals': ((rows,), np.dtype(bool)),
+    'run_ends': ((runs,), np.dtype(np.int32)),
+    'run_offsets': ((runs,), np.dtype(np.int32)),
+  }
+  return _Plan(num_shards, 1 if num_shards == len(logs.shards) else 2, rows, shapes)
+
+
+def _plan_for(
+  logs: encoded_shards.EncodedLogs,
+  num_runs: Sequence[int],
+  memory_gb: float | None,
+  wanted: int | None,
+) -> _Plan:
+  """The plan with as many shards as fit, or with the number that is wanted; see `Logs`."""
+  budget = _default_memory() if memory_gb is None else 1e9 * memory_gb
+  total = len(logs.shards)
+  if wanted is not None and wanted > total:
+    raise ValueError(f'{wanted} shards were resident in this run, and there are {logs.numbers}')
+  for number in range(total, 0, -1) if wanted is None else [wanted]:
+    plan = _plan(logs, num_runs, number)
+    needed = plan.num_sets * plan.num_bytes
+    if needed <= budget:
+      return plan
+  raise ValueError(
+    f'--replay_memory_gb={budget / 1e9:.4g}: too little; expected at least {needed / 1e9:.4g} for '
+    f'{plan.num_shards} of {total} shards at a time'
+  )
+
+
+def _default_memory() -> float:
+  """Bytes that resident data may take if nothing is said: see `Logs`."""
+  stats = jax.local_devices()[0].memory_stats()
+  if stats and 'bytes_limit' in stats:
+    return stats['bytes_limit'] - stats['bytes_in_use'] - _ACCELERATOR_MARGIN
+  return psutil.virtual_memory().available / 2
 
 
 class Logs:
@@ -239,6 +197,7 @@ class Logs:
     *,
     n_step: int = 1,
     discount: float = 0.99,
+    max_abs_reward: float | None = 1.0,
     num_actions: int | None = None,
     max_rows_per_shard: int | None = None,
     cache_dir: str | os.PathLike | None = None,
@@ -253,6 +212,7 @@ class Logs:
       shards: numbers of the shards to load, in this order; all of them if None.
       n_step: the horizon of the transitions, at least 1.
       discount: of one step, in [0, 1].
+      max_abs_reward: bound that rewards are clipped to, each one; None: they are not clipped.
       num_actions: the size of the game's action set, to check the logged actions against.
       max_rows_per_shard: keeps only the first rows of each shard, as CQL's data release does:
         10,000 of a million are its "1%".
@@ -264,128 +224,51 @@ class Logs:
 
     Raises:
       FileNotFoundError: the directory, a shard, or a shard's file is missing.
-      ValueError: bad arguments, a bad file (see `read_shard`), no row to begin a transition at, or
-        too little memory for one shard.
+      ValueError: bad arguments, a bad file (see `dqn_replay.read_shard`), no row to begin a
+        transition at, or too little memory for one shard.
     """
     if n_step < 1 or not 0 <= discount <= 1:
       raise ValueError(f'need n_step >= 1 and a discount in [0, 1], got {n_step} and {discount}')
     if max_rows_per_shard is not None and max_rows_per_shard < 1:
       raise ValueError(f'max_rows_per_shard must be at least 1, got {max_rows_per_shard}')
-    there = log_shards.list_shards(replay_dir)
-    self.shards = there if shards is None else list(shards)
-    if missing := sorted(set(self.shards) - set(there)):
-      raise FileNotFoundError(f'{replay_dir}: no shards {missing}; there are {there}')
-    if not self.shards or len(set(self.shards)) < len(self.shards):
-      raise ValueError(f'shards must be one or more different ones, got {self.shards}')
-    self._n_step, self._discount, self._seed = n_step, discount, seed
-
-    chain = _encoded_shards(replay_dir, self.shards, num_actions, max_rows_per_shard, cache_dir)
-    self._chain = list(chain.values())
-    self._encoded = [chain[index] for index in self.shards]
-    for index, shard in zip(self.shards, self._encoded, strict=True):
-      # Those that were in the cache have not been checked against this game.
-      log_shards.check_actions(replay_dir, index, shard.actions, num_actions)
-    self._rewards_dtype = np.result_type(*(shard.rewards.dtype for shard in self._encoded))
-    returns = np.concatenate([shard.episode_returns for shard in self._encoded])
-    self.mean_episode_return = float(returns.mean()) if returns.size else math.nan
-    checksums = np.array([shard.checksum for shard in self._encoded])
-    self.checksum = isal_zlib.crc32(checksums.data)
+    self._n_step, self._discount, self._max_abs_reward = n_step, discount, max_abs_reward
+    self._seed = seed
+    encoded = encoded_shards.load(replay_dir, shards, num_actions, max_rows_per_shard, cache_dir)
+    self.mean_episode_return, self.checksum = encoded.mean_episode_return, encoded.checksum
 
     # A shard without a row to begin at, such as a run's short last one, is not worth its place.
-    runs = [_valid_runs(shard.terminals, n_step) for shard in self._encoded]
+    runs = [_valid_runs(shard.terminals, n_step) for shard in encoded.shards]
     kept = [i for i, (starts, _) in enumerate(runs) if len(starts)]
     if not kept:
       raise ValueError(
-        f'{replay_dir}: no valid transition in shards {self.shards}: one needs '
-        f'{log_shards.STACK_SIZE + n_step} rows of a shard with no episode end in the first three'
+        f'{replay_dir}: no valid transition in shards {encoded.numbers}: one needs '
+        f'{atari_data.STACK_SIZE + n_step} rows of a shard with no episode end in the first three'
       )
-    self.shards = [self.shards[i] for i in kept]
-    self._encoded = [self._encoded[i] for i in kept]
+    self._encoded = encoded.take(kept)
+    self.shards = self._encoded.numbers
     self._runs = [runs[i] for i in kept]
-    self.num_resident_shards = self._choose_num_resident(memory_gb, num_resident_shards)
-    self._sizes = self._largest_sizes(self.num_resident_shards)
+    num_runs = [len(starts) for starts, _ in self._runs]
+    self._plan = _plan_for(self._encoded, num_runs, memory_gb, num_resident_shards)
+    self.num_resident_shards = self._plan.num_shards
     self._sets: dict[int, concurrent.futures.Future[ReplayData]] = {}
     self._loader = concurrent.futures.ThreadPoolExecutor(1, 'replay')
 
-  def _largest_sizes(self, num_shards: int) -> _Sizes:
-    """What no set of so many of the shards exceeds; exact for all of them."""
-    rows = [len(shard.actions) for shard in self._encoded]
-    runs = [len(starts) for starts, _ in self._runs]
-    if num_shards == len(self.shards):
-      return _Sizes._make([*self._num_used, sum(rows), sum(runs)])
-    sizes = np.column_stack([self._num_used_by_each, rows, runs])
-    *most, most_rows, most_runs = np.sort(sizes, axis=0)[::-1][:num_shards].sum(axis=0)
-    return _Sizes._make(map(int, (*np.minimum(most, self._num_used), most_rows, most_runs)))
-
-  @functools.cached_property
-  def _num_used(self) -> list[int]:
-    """How many tiles, blocks and bands the frames of all shards are made of."""
-    return [int(occurs.sum()) for occurs in self._occurring(range(len(self.shards)))]
-
-  @functools.cached_property
-  def _num_used_by_each(self) -> np.ndarray:
-    """The same of each shard alone: [shards, 3]."""
-    return np.array(
-      [
-        [np.count_nonzero(occurs) for occurs in self._occurring([position])]
-        for position in range(len(self.shards))
-      ]
-    )
-
-  def _shapes(self, sizes: _Sizes) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-    """Shape and dtype of each array of a resident set."""
-    tile_bytes, block_bytes, band_bytes = map(frame_store.id_bytes, sizes[:3])
-    tile_words, block_ids, band_ids = frame_store.ITEM_SIZES
-    return {
-      'tiles': ((sizes.tiles, tile_words), np.dtype(np.uint32)),
-      'blocks': ((sizes.blocks, block_ids, tile_bytes), np.dtype(np.uint8)),
-      'bands': ((sizes.bands, band_ids, block_bytes), np.dtype(np.uint8)),
-      'frames': ((sizes.rows, frame_store.NUM_BANDS, band_bytes), np.dtype(np.uint8)),
-      'actions': ((sizes.rows,), np.dtype(np.uint8)),
-      'rewards': ((sizes.rows,), self._rewards_dtype),
-      'terminals': ((sizes.rows,), np.dtype(bool)),
-      'run_ends': ((sizes.runs,), np.dtype(np.int32)),
-      'run_offsets': ((sizes.runs,), np.dtype(np.int32)),
-    }
-
-  def _num_bytes(self, num_shards: int) -> int:
-    """Of one set of so many shards."""
-    shapes = self._shapes(self._largest_sizes(num_shards)).values()
-    return sum(math.prod(shape) * dtype.itemsize for shape, dtype in shapes)
-
-  def _num_sets(self, num_shards: int) -> int:
-    """How many are on the device at a time: the current one and, if shards change, the next."""
-    return 1 if num_shards == len(self.shards) else 2
-
-  def _choose_num_resident(self, memory_gb: float | None, wanted: int | None) -> int:
-    budget = _default_memory() if memory_gb is None else 1e9 * memory_gb
-    if wanted is not None and wanted > len(self.shards):
-      raise ValueError(f'{wanted} shards were resident in this run, and there are {self.shards}')
-    for number in range(len(self.shards), 0, -1) if wanted is None else [wanted]:
-      needed = self._num_sets(number) * self._num_bytes(number)
-      if needed <= budget:
-        return number
-    raise ValueError(
-      f'--replay_memory_gb: {budget / 1e9:.4f} are too little; {number} of {len(self.shards)} '
-      f'shards at a time take {needed / 1e9:.4f}'
-    )
-
   def describe(self) -> str:
     """What is resident: shards, rows, bytes and logged returns, in one line."""
-    number, total = self.num_resident_shards, len(self.shards)
-    rows, num_bytes = self._sizes.rows, self._num_bytes(number)
+    plan, total = self._plan, len(self.shards)
     which, twice = f'all {total} shards', ''
-    if self._num_sets(number) == 2:
-      which = f'{number} of {total} shards at a time, changing every iteration'
+    if plan.num_sets == 2:
+      which = f'{plan.num_shards} of {total} shards at a time, changing every iteration'
       twice = ' twice, for the current and the incoming shards'
     return (
-      f'{which}, {rows:,} rows, {num_bytes / rows:,.1f} bytes a row, {num_bytes / 1e9:.3f} GB '
-      f'resident{twice}; mean logged return {self.mean_episode_return:.1f}'
+      f'{which}, {plan.num_rows:,} rows, {plan.num_bytes / plan.num_rows:,.1f} bytes a row, '
+      f'{plan.num_bytes / 1e9:.3f} GB resident{twice}; '
+      f'mean logged return {self.mean_episode_return:.1f}'
     )
 
   def resident_shards(self, iteration: int) -> list[int]:
     """The numbers of the shards that an iteration samples from."""
-    if self.num_resident_shards == len(self.shards):
+    if self._plan.num_sets == 1:
       return self.shards
     rng = np.random.default_rng((self._seed, iteration))
     chosen = rng.permutation(len(self.shards))[: self.num_resident_shards]
@@ -397,7 +280,7 @@ class Logs:
     If shards change, begins to load what comes next, unless this is the last of `num_iterations`.
     Whoever asks for an iteration must drop the one before.
     """
-    if self._num_sets(self.num_resident_shards) == 1:
+    if self._plan.num_sets == 1:
       wanted = [0]  # the same for all
     else:
       wanted = [iteration] if iteration == num_iterations else [iteration, iteration + 1]
@@ -409,21 +292,19 @@ class Logs:
 
   def _load(self, shards: Sequence[int]) -> ReplayData:
     """Puts a set of shards on the device, with those pieces that their frames are made of."""
-    arrays = {
-      name: np.zeros(shape, dtype) for name, (shape, dtype) in self._shapes(self._sizes).items()
-    }
+    arrays = {name: np.zeros(shape, dtype) for name, (shape, dtype) in self._plan.shapes.items()}
     positions = [self.shards.index(index) for index in shards]
-    encoded = [self._encoded[position] for position in positions]
+    encoded = [self._encoded.shards[position] for position in positions]
     first_rows = np.cumsum([0, *(len(shard.actions) for shard in encoded)])
 
     for first, shard in zip(first_rows, encoded, strict=False):
       for name in ('actions', 'rewards', 'terminals'):
         arrays[name][first : first + len(shard.actions)] = getattr(shard, name)
-    tiles, blocks, bands = self._occurring(positions)
+    tiles, blocks, bands = self._encoded.occurring(positions)
     _fill(arrays['frames'], [shard.frames for shard in encoded], bands)
-    _fill(arrays['bands'], self._pieces(2, bands), blocks)
-    _fill(arrays['blocks'], self._pieces(1, blocks), tiles)
-    _fill(arrays['tiles'], self._pieces(0, tiles))
+    _fill(arrays['bands'], self._encoded.pieces(2, bands), blocks)
+    _fill(arrays['blocks'], self._encoded.pieces(1, blocks), tiles)
+    _fill(arrays['tiles'], self._encoded.pieces(0, tiles))
 
     starts = np.concatenate(
       [
@@ -441,30 +322,13 @@ class Logs:
     store = frame_store.FrameStore(
       *(on_device.pop(name) for name in frame_store.FrameStore._fields)
     )
-    return ReplayData(store, **on_device, n_step=self._n_step, discount=self._discount)
-
-  def _occurring(self, positions: Sequence[int]) -> list[np.ndarray]:
-    """For each tile, block and band of the chain, whether frames of these shards contain it."""
-    numbers = [sum(len(shard.pieces(level)) for shard in self._chain) for level in range(3)]
-    if len(positions) == len(self._chain):
-      return [np.ones(number, bool) for number in numbers]
-    occurs = [np.zeros(number, bool) for number in numbers]
-    for position in positions:
-      occurs[2][frame_store.unpack(self._encoded[position].frames)] = True
-    for level in (2, 1):
-      for packed in self._pieces(level, occurs[level]):
-        occurs[level - 1][frame_store.unpack(packed)] = True
-    return occurs
-
-  def _pieces(self, level: int, occurs: np.ndarray) -> list[np.ndarray]:
-    """Those pieces of a level that occur, as they are in each shard of the chain."""
-    pieces, first = [], 0
-    for shard in self._chain:
-      in_shard = shard.pieces(level)
-      which = occurs[first : first + len(in_shard)]
-      pieces.append(in_shard if which.all() else in_shard[which])
-      first += len(in_shard)
-    return pieces
+    return ReplayData(
+      store,
+      **on_device,
+      n_step=self._n_step,
+      discount=self._discount,
+      max_abs_reward=self._max_abs_reward,
+    )
 
 
 def _fill(array: np.ndarray, parts: Sequence[np.ndarray], occurs: np.ndarray | None = None) -> None:
@@ -496,7 +360,10 @@ def cache_dir(flag: str | None) -> pathlib.Path | None:
     OSError: it cannot be made.
   """
   if flag is None:
-    return parts.user_cache_dir() / 'replay'
+    home = program.user_cache_dir()
+    if home is None:
+      logging.warning('No home directory: encoded logs will not be kept; see --replay_cache_dir')
+    return home and home / 'replay'
   if flag == 'none':
     return None
   try:
@@ -504,14 +371,6 @@ def cache_dir(flag: str | None) -> pathlib.Path | None:
   except OSError as error:
     raise OSError(f'--replay_cache_dir={flag}: cannot be made: {error}') from error
   return pathlib.Path(flag)
-
-
-def _default_memory() -> float:
-  """Bytes that resident data may take if nothing is said: see `Logs`."""
-  stats = jax.local_devices()[0].memory_stats()
-  if stats and 'bytes_limit' in stats:
-    return stats['bytes_limit'] - stats['bytes_in_use'] - _ACCELERATOR_MARGIN
-  return psutil.virtual_memory().available / 2
 
 
 def load(
@@ -541,15 +400,18 @@ def gather(data: ReplayData, rows: jax.Array) -> Transition:
   # A step belongs to the transition unless an earlier one ended the episode.
   belongs = jnp.cumsum(terminal, axis=1) - terminal == 0
   discounts = jnp.asarray(data.discount ** np.arange(data.n_step), jnp.float32)
+  rewards = data.rewards[window].astype(jnp.float32)
+  if data.max_abs_reward is not None:
+    rewards = jnp.clip(rewards, -data.max_abs_reward, data.max_abs_reward)
   ended = jnp.any(terminal, axis=1)
   # All frames between are decoded, too: for the usual horizons that is less than two stacks.
-  seen = rows[:, None] + jnp.arange(1 - log_shards.STACK_SIZE, data.n_step + 1)[None]
+  seen = rows[:, None] + jnp.arange(1 - atari_data.STACK_SIZE, data.n_step + 1)[None]
   images = frame_store.decode(data.frames, seen)
-  after = jnp.sum(belongs, axis=1, keepdims=True) + jnp.arange(log_shards.STACK_SIZE)[None]
+  after = jnp.sum(belongs, axis=1, keepdims=True) + jnp.arange(atari_data.STACK_SIZE)[None]
   return Transition(
-    s_tm1=jnp.moveaxis(images[:, : log_shards.STACK_SIZE], 1, -1),
+    s_tm1=jnp.moveaxis(images[:, : atari_data.STACK_SIZE], 1, -1),
     a_tm1=data.actions[rows].astype(jnp.int32),
-    r_t=jnp.sum(jnp.where(belongs, data.rewards[window] * discounts[None], 0.0), axis=1),
+    r_t=jnp.sum(jnp.where(belongs, rewards * discounts[None], 0.0), axis=1),
     discount_t=jnp.where(ended, 0.0, jnp.float32(data.discount**data.n_step)),
     s_t=jnp.moveaxis(images[jnp.arange(len(rows))[:, None], after], 1, -1),
   )

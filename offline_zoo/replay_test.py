@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from offline_zoo import log_shards, replay, testing
+from offline_zoo import replay, testing
+from offline_zoo.logs import dqn_replay
 
 CAPACITY = 1000
 
@@ -41,7 +42,7 @@ def test_valid_rows_and_batches_equal_dopamines(golden, logs, shard: int, n_step
 # Against a slow loop.
 
 
-def slow_transition(shards: list[log_shards.Shard], row: int, n_step: int, discount: float):
+def slow_transition(shards: list[dqn_replay.Shard], row: int, n_step: int, discount: float):
   """The rule of the format, one row at a time; None where a transition cannot begin."""
   for shard in shards:
     if row < shard.num_rows:
@@ -63,7 +64,7 @@ def slow_transition(shards: list[log_shards.Shard], row: int, n_step: int, disco
 @pytest.mark.parametrize('n_step', [1, 2, 5])
 def test_every_row_of_several_shards_equals_a_slow_loop(logs, n_step: int):
   data = replay.load(logs, n_step=n_step, discount=0.9)
-  shards = [log_shards.read_shard(logs, i) for i in range(4)]
+  shards = [dqn_replay.read_shard(logs, i) for i in range(4)]
   want = {}
   for row in range(sum(shard.num_rows for shard in shards)):
     if (transition := slow_transition(shards, row, n_step, 0.9)) is not None:
@@ -81,7 +82,7 @@ def test_every_row_of_several_shards_equals_a_slow_loop(logs, n_step: int):
 
 def test_shards_load_in_the_order_given(logs):
   data = replay.load(logs, [3, 1])
-  shards = [log_shards.read_shard(logs, i) for i in (3, 1)]
+  shards = [dqn_replay.read_shard(logs, i) for i in (3, 1)]
   np.testing.assert_array_equal(
     data.actions, np.concatenate([shard.action[: shard.num_rows] for shard in shards])
   )
@@ -100,7 +101,7 @@ def test_max_rows_per_shard_keeps_the_first_rows(logs):
 
 def test_each_reward_is_clipped_before_the_sum(tmp_path):
   shard = testing.make_shard(12, reward=[0, 0, 0, 5, 5, 5, -5, 0.25, 5, 5, 5, 5])
-  log_shards.write_shard(tmp_path, 0, shard)
+  dqn_replay.write_shard(tmp_path, 0, shard)
   data = replay.load(tmp_path, n_step=3, discount=0.5)
   rewards = replay.gather(data, jnp.array([3, 4, 5, 6])).r_t
   np.testing.assert_array_equal(
@@ -112,7 +113,7 @@ def test_each_reward_is_clipped_before_the_sum(tmp_path):
 def test_rewards_end_with_the_episode(tmp_path):
   terminal = np.zeros(20, np.uint8)
   terminal[[6, 13]] = 1
-  log_shards.write_shard(
+  dqn_replay.write_shard(
     tmp_path, 0, testing.make_shard(20, reward=np.full(20, 0.5), terminal=terminal)
   )
   data = replay.load(tmp_path, n_step=3, discount=0.5)
@@ -134,7 +135,7 @@ def test_sampling_is_uniform_over_valid_rows_and_touches_no_other(tmp_path):
     terminal = np.zeros(30, np.uint8)
     terminal[[9, 20]] = 1
     shards.append(testing.make_shard(30, action=np.arange(first, first + 30), terminal=terminal))
-    log_shards.write_shard(tmp_path, len(shards) - 1, shards[-1])
+    dqn_replay.write_shard(tmp_path, len(shards) - 1, shards[-1])
   data = replay.load(tmp_path)
   valid = np.asarray(data.actions)[np.asarray(replay.valid_rows(data))]
   assert len(valid) == 2 * (3 + 3 + 4 + 8 + 2)
@@ -165,7 +166,7 @@ def test_mean_episode_return_is_of_whole_episodes_only(tmp_path):
   terminal[[9, 19, 29]] = 1
   reward = np.arange(40, dtype=np.float32)
   first = testing.make_shard(40, terminal=terminal, reward=reward)
-  log_shards.write_shard(tmp_path, 0, first)
+  dqn_replay.write_shard(tmp_path, 0, first)
   # The shard does not begin with padding, so its first episode may have begun before.
   whole = [sum(range(10, 20)), sum(range(20, 30))]
   assert replay.Logs(tmp_path).mean_episode_return == np.mean(whole)
@@ -174,7 +175,7 @@ def test_mean_episode_return_is_of_whole_episodes_only(tmp_path):
   observation[:3] = 0
   reward[:3] = 0
   second = dataclasses.replace(first, observation=observation, reward=reward)
-  log_shards.write_shard(tmp_path, 1, second)
+  dqn_replay.write_shard(tmp_path, 1, second)
   assert replay.Logs(tmp_path, [1]).mean_episode_return == np.mean([sum(range(3, 10)), *whole])
   assert replay.Logs(tmp_path).mean_episode_return == np.mean([*whole, sum(range(3, 10)), *whole])
   assert np.isnan(replay.Logs(tmp_path, [0], max_rows_per_shard=9).mean_episode_return)
@@ -204,7 +205,7 @@ def distinct(tmp_path_factory):
     shard = testing.make_shard(num_rows, action=np.full(num_rows, index))
     shard.observation[:] = rng.integers(256, size=shard.observation.shape)
     shard.terminal[:num_rows] = rng.random(num_rows) < 0.1
-    log_shards.write_shard(directory, index, shard)
+    dqn_replay.write_shard(directory, index, shard)
   return directory
 
 
@@ -235,7 +236,7 @@ def test_a_budget_makes_sets_of_shards_that_change_every_iteration(distinct):
       for ours, theirs in zip(sample(data, key), replay.sample(alone, key, 64), strict=True):
         np.testing.assert_array_equal(ours, theirs)
     sets.append(shards)
-    assert sum(x.nbytes for x in jax.tree.leaves(data)) == logs._num_bytes(2)
+    assert sum(x.nbytes for x in jax.tree.leaves(data)) == logs._plan.num_bytes
   assert sample._cache_size() == 1  # nothing is compiled anew
   assert len({tuple(shards) for shards in sets}) > 5
   assert {index for shards in sets for index in shards} == {0, 1, 3, 4, 5}
@@ -272,11 +273,13 @@ def test_what_comes_next_is_loaded_in_the_background(distinct, monkeypatch):
 
 
 def test_too_little_memory(distinct):
-  with pytest.raises(
-    ValueError, match=r'--replay_memory_gb: 0\.0010 are too little; 1 of 5 shards at a'
-  ):
+  message = r'--replay_memory_gb=0\.001: too little; expected at least 0\.00\d+ for 1 of 5 shards'
+  with pytest.raises(ValueError, match=message):
     replay.Logs(distinct, memory_gb=0.001)
-  with pytest.raises(ValueError, match=r'too little; 3 of 5 shards at a time take 0\.00'):
+  # Not rounded to nothing.
+  with pytest.raises(ValueError, match=r'--replay_memory_gb=1e-09: too little; expected at least'):
+    replay.Logs(distinct, memory_gb=1e-9)
+  with pytest.raises(ValueError, match=r'too little; expected at least 0\.00\d+ for 3 of 5 shards'):
     replay.Logs(distinct, memory_gb=0.0015, num_resident_shards=3)
 
 
@@ -296,28 +299,44 @@ def test_bytes_are_counted_and_few(golden, logs):
   """Recorded Breakout frames shrink, and the other columns take 3 bytes a row."""
   data = replay.load(logs)
   num_bytes = sum(array.nbytes for array in jax.tree.leaves(data))
-  assert num_bytes == replay.Logs(logs)._num_bytes(4)
+  assert num_bytes == replay.Logs(logs)._plan.num_bytes
   assert num_bytes / len(data.actions) < 7056 / 150
   columns = (data.actions, data.rewards, data.terminals)
   assert sum(column.nbytes for column in columns) == 3 * len(data.actions)
 
 
-def test_rewards_that_are_not_whole_numbers(tmp_path):
-  rewards = [0.25, -0.5, 0.0, 1.0, -7.5, 0.5, 0.0, 0.0]
-  log_shards.write_shard(tmp_path, 0, testing.make_shard(8, reward=np.array(rewards)))
-  log_shards.write_shard(tmp_path, 1, testing.make_shard(8, reward=np.array([2.0] * 8)))
-  data = replay.load(tmp_path)
-  assert data.rewards.dtype == jnp.float32
-  np.testing.assert_array_equal(data.rewards, np.clip([*rewards, *[2.0] * 8], -1, 1))
-  assert replay.load(tmp_path, [1]).rewards.dtype == jnp.int8
+def test_rewards_are_held_raw_and_small_and_clipped_when_sampled(tmp_path):
+  kinds = {
+    jnp.int8: [2, -128, 127, 0, 1, -1, 0, 0],
+    jnp.int16: [2, -129, 32767, 0, 1, -1, 0, 0],
+    jnp.float32: [0.25, -0.5, 40000.0, 1.0, -7.5, 0.5, 0, 0],
+  }
+  cache = tmp_path / 'cache'
+  for number, (dtype, rewards) in enumerate(kinds.items()):
+    shard = testing.make_shard(8, reward=np.array(rewards, np.float32))
+    dqn_replay.write_shard(tmp_path / 'logs', number, shard)
+    data = replay.load(tmp_path / 'logs', [number])
+    assert data.rewards.dtype == dtype
+    np.testing.assert_array_equal(data.rewards, np.array(rewards, np.float32))
+    # The bound is the sampling's, not the cache's.
+    for bound in (1.0, 0.3, None, 1000.0):
+      data = replay.load(tmp_path / 'logs', [number], max_abs_reward=bound, cache_dir=cache)
+      rows = replay.valid_rows(data)
+      want = np.array(rewards, np.float32)[rows]
+      got = replay.gather(data, rows).r_t
+      np.testing.assert_array_equal(got, want if bound is None else np.clip(want, -bound, bound))
+  data = replay.load(tmp_path / 'logs', n_step=2, discount=0.5)
+  np.testing.assert_array_equal(data.rewards, np.concatenate([*kinds.values()]).astype(np.float32))
+  # Each reward is clipped before the sum: 0 + 0.5 and 1 - 0.5.
+  assert replay.gather(data, jnp.array([3, 4])).r_t.tolist() == [0.5, 0.5]
 
 
-# Bad input, but for bad files, which log_shards_test.py has.
+# Bad input, but for bad files, which logs/dqn_replay_test.py has.
 
 
 @pytest.mark.parametrize('num_rows', [0, 4])
 def test_no_valid_transition(tmp_path, num_rows: int):
-  log_shards.write_shard(tmp_path, 0, testing.make_shard(num_rows, 10))
+  dqn_replay.write_shard(tmp_path, 0, testing.make_shard(num_rows, 10))
   with pytest.raises(ValueError, match=r'no valid transition in shards \[0\]'):
     replay.load(tmp_path)
 

@@ -21,7 +21,8 @@ import chex
 import numpy as np
 import pytest
 
-from offline_zoo import atari_env, log_shards, networks, parts, replay
+from offline_zoo import atari_env, networks, parts, replay, results
+from offline_zoo.logs import dqn_replay
 
 PACKAGE = pathlib.Path(__file__).parent
 AGENTS = sorted(path.parent.name for path in PACKAGE.glob('*/run_atari.py'))
@@ -43,14 +44,14 @@ def logs(tmp_path_factory):
   for index in range(6):
     terminal = np.zeros(120, np.uint8)
     terminal[20::30] = 1
-    shard = log_shards.Shard(
+    shard = dqn_replay.Shard(
       observation=rng.integers(256, size=(120, 84, 84), dtype=np.uint8),
       action=rng.integers(4, size=120, dtype=np.int32),
       reward=rng.integers(-2, 3, size=120).astype(np.float32),
       terminal=terminal,
       add_count=119,
     )
-    log_shards.write_shard(directory, index, shard)
+    dqn_replay.write_shard(directory, index, shard)
   return directory
 
 
@@ -150,7 +151,7 @@ def learnt(agent: str, settings: dict):
   """The learner state in the run's checkpoint."""
   kept = []
   module = importlib.import_module(f'offline_zoo.{agent}.run_atari')
-  original = parts.Results.resume
+  original = results.Results.resume
 
   def resume(self, agent, logs):
     progress = original(self, agent, logs)
@@ -158,7 +159,7 @@ def learnt(agent: str, settings: dict):
     return progress
 
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(parts.Results, 'resume', resume)
+    patch.setattr(results.Results, 'resume', resume)
     module.main(module.Config(**settings))  # the run is complete: only resumes
   return kept[0]
 
@@ -320,9 +321,9 @@ def test_bad_flags_are_named_before_anything_is_written(agent, settings, changes
 
 def test_logs_of_another_game(agent, settings, tmp_path):
   shutil.copytree(settings['replay_dir'], tmp_path / 'logs')
-  shard = log_shards.read_shard(settings['replay_dir'], 0)
+  shard = dqn_replay.read_shard(settings['replay_dir'], 0)
   shard.action[5] = 4
-  log_shards.write_shard(tmp_path / 'logs', 0, shard)
+  dqn_replay.write_shard(tmp_path / 'logs', 0, shard)
   with pytest.raises(ValueError, match=r'action_ckpt\.0\.gz: .*0 to 3.*another game'):
     run_here(agent, {**settings, 'replay_dir': str(tmp_path / 'logs')})
 
@@ -349,9 +350,9 @@ def test_a_checkpoint_of_another_agent_or_network(agent, after_one, monkeypatch)
     patch.setattr(networks, 'nature_torso', lambda *args: torso(*args)[:, :100])
     with pytest.raises(ValueError, match='another network'):
       run_here(agent, after_one)
-  results = parts.Results.__init__
+  original = results.Results.__init__
   monkeypatch.setattr(
-    parts.Results, '__init__', lambda self, config, name: results(self, config, 'other')
+    results.Results, '__init__', lambda self, config, agent_name: original(self, config, 'other')
   )
   with pytest.raises(ValueError, match=f'its agent is {agent}, not other'):
     run_here(agent, after_one)
@@ -360,9 +361,9 @@ def test_a_checkpoint_of_another_agent_or_network(agent, after_one, monkeypatch)
 def test_a_checkpoint_of_other_logs(agent, after_one, tmp_path):
   """The logs may move, but not change."""
   shutil.copytree(after_one['replay_dir'], tmp_path / 'logs')
-  shard = log_shards.read_shard(after_one['replay_dir'], 0)
+  shard = dqn_replay.read_shard(after_one['replay_dir'], 0)
   shard.reward[20] += 1
-  log_shards.write_shard(tmp_path / 'logs', 0, shard)
+  dqn_replay.write_shard(tmp_path / 'logs', 0, shard)
   with pytest.raises(ValueError, match="its logs' checksum is"):
     run_here(agent, {**after_one, 'replay_dir': str(tmp_path / 'logs')})
 

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from offline_zoo import log_shards, processors, replay
+from offline_zoo import processors, replay
+from offline_zoo.logs import dqn_replay
 
 REWARDS = np.array([[0.0, -0.2], [0.3, 1.0]])
 DISCOUNT = 0.9
@@ -31,7 +32,7 @@ def write_logs(
   directory: str | os.PathLike, num_transitions: int = 400, rate_of_action_1: float = 0.5
 ) -> None:
   """Logs a policy that takes action 1 at a rate."""
-  writer = log_shards.ShardWriter(directory, capacity=150)
+  writer = dqn_replay.ShardWriter(directory, capacity=150)
   rng = np.random.default_rng(0)
   while writer.num_transitions < num_transitions:
     writer.start_episode()
@@ -88,7 +89,7 @@ def after_an_update(learner: Any, online: dict, target: dict) -> dict[str, np.nd
   return learner.get_state().online_params['~']
 
 
-def make_shard(num_rows: int, capacity: int | None = None, **columns) -> log_shards.Shard:
+def make_shard(num_rows: int, capacity: int | None = None, **columns) -> dqn_replay.Shard:
   """A shard whose frame in row i is filled with i + 1; rows past `num_rows` hold traps."""
   capacity = capacity or num_rows + 1
   rows = {
@@ -103,4 +104,4 @@ def make_shard(num_rows: int, capacity: int | None = None, **columns) -> log_sha
   rows['terminal'][num_rows:] = 205
   for name, values in columns.items():
     rows[name][: len(values)] = values
-  return log_shards.Shard(**rows, add_count=num_rows)
+  return dqn_replay.Shard(**rows, add_count=num_rows)

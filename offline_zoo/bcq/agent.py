@@ -23,7 +23,7 @@ import numpy as np
 import optax
 import rlax
 
-from offline_zoo import parts, processors, replay
+from offline_zoo import atari_data, parts, processors, replay
 
 
 class LearnerState(NamedTuple):
@@ -117,7 +117,7 @@ class Bcq:
     eval_epsilon: float,
     rng_key: jax.Array,
   ):
-    """Initialises the network.
+    """Initialises the learner.
 
     Args:
       network: of outputs with `.q_values` and `.behaviour_logits`, without apply rng.
@@ -134,20 +134,24 @@ class Bcq:
     """
     self.data = data
     self._processor = processor
-    rng_key, init_key, self._act_key = jax.random.split(rng_key, 3)
-    online_params = jax.jit(network.init)(init_key, jnp.zeros((1, 84, 84, 4), jnp.uint8))
-    self._state = LearnerState(
-      rng_key=rng_key,
-      online_params=online_params,
-      target_params=jax.tree.map(jnp.copy, online_params),  # donated state must not share arrays
-      opt_state=jax.jit(optimizer.init)(online_params),
-      num_updates=jnp.zeros((), jnp.int32),
-    )
+
+    def initial_state(rng_key: jax.Array) -> LearnerState:
+      """Draws the network's parameters; the state before the first update."""
+      rng_key, init_key = jax.random.split(rng_key)
+      observation = jnp.zeros((1, *atari_data.OBSERVATION_SHAPE), jnp.uint8)
+      online_params = jax.jit(network.init)(init_key, observation)
+      return LearnerState(
+        rng_key=rng_key,
+        online_params=online_params,
+        target_params=jax.tree.map(jnp.copy, online_params),  # donated state must not share arrays
+        opt_state=jax.jit(optimizer.init)(online_params),
+        num_updates=jnp.zeros((), jnp.int32),
+      )
 
     def update(
       state: LearnerState, data: replay.ReplayData
     ) -> tuple[LearnerState, dict[str, jax.Array]]:
-      """One gradient step on one batch."""
+      """Takes one gradient step on one batch; returns the metrics too."""
       rng_key, sample_key = jax.random.split(state.rng_key)
       batch = replay.sample(data, sample_key, batch_size)
 
@@ -187,7 +191,7 @@ class Bcq:
     def act(
       online_params: hk.Params, rng_key: jax.Array, s_t: jax.Array
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-      """The next key, an epsilon-greedy action and the greedy one's value."""
+      """Returns the next key, an epsilon-greedy action and the greedy one's value."""
       rng_key, epsilon_key, action_key = jax.random.split(rng_key, 3)
       online_t = network.apply(online_params, s_t[None])
       q_t = masked_values(online_t.q_values, online_t.behaviour_logits, threshold)[0]
@@ -195,9 +199,11 @@ class Bcq:
       is_random = jax.random.uniform(epsilon_key) < eval_epsilon
       return rng_key, jnp.where(is_random, random_action, jnp.argmax(q_t)), jnp.max(q_t)
 
+    self.initial_state, self.update, self.act = initial_state, update, act
+    self._state = initial_state(rng_key)
     self._learn = parts.learn_loop(update)
     self._act = jax.jit(act)
-    self.reset()
+    self.reset(jax.random.fold_in(rng_key, 0))
 
   def learn(self, num_updates: int) -> Mapping[str, float]:
     """Makes this many updates; returns the mean of each metric over them."""
@@ -223,7 +229,7 @@ class Bcq:
     return self._action
 
   def get_state(self) -> LearnerState:
-    """A copy of the learner's state, as NumPy arrays."""
+    """Copies the learner's state, into NumPy arrays."""
     return jax.tree.map(np.array, self._state)
 
   def set_state(self, state: LearnerState) -> None:
@@ -232,5 +238,5 @@ class Bcq:
 
   @property
   def statistics(self) -> Mapping[str, float]:
-    """`state_value`: the largest action value where the agent last decided."""
+    """Gives `state_value`: the largest action value where the agent last decided."""
     return {'state_value': self._state_value}

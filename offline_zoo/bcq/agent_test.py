@@ -8,7 +8,8 @@ import optax
 import pytest
 
 from offline_zoo import networks, replay, testing
-from offline_zoo.bcq import agent, run_atari
+
+from . import agent, run_atari
 
 WEIGHTS = {'threshold': 0.3, 'behaviour_weight': 1.0, 'logits_penalty': 0.01}
 ONLINE = ('q_online', 'imitation_logits')

@@ -7,8 +7,9 @@ import optax
 import pytest
 
 from offline_zoo import networks, replay, testing
-from offline_zoo.cql import agent, run_atari
 from offline_zoo.qrdqn import agent as qrdqn_agent
+
+from . import agent, run_atari
 
 
 def in_rlax_order(table: np.ndarray) -> jax.Array:

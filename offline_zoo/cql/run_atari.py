@@ -1,13 +1,16 @@
 """Trains offline CQL on logged Atari play and evaluates it after each iteration."""
 
 import dataclasses
+import pathlib
 
 import jax
 import optax
 from absl import logging
 
-from offline_zoo import atari_env, demo_logs, networks, parts, processors, replay
-from offline_zoo.cql import agent
+from offline_zoo import atari_env, networks, parts, processors, program, replay, results
+from offline_zoo.logs import demo
+
+from . import agent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,40 +21,82 @@ class Config:
   target period of 8,000 are the 62,500 and 2,000 here.
   """
 
+  # Game and data
+
   environment_name: str = 'pong'  # snake_case name of a game, see atari_data.py
   replay_dir: str | None = None  # directory of log shards; default: demo logs, made if missing
   shards: tuple[int, ...] | None = None  # numbers of the shards to load; default: all
   max_rows_per_shard: int | None = None  # first rows of each shard to load (CQL's 1%: 10000)
   replay_cache_dir: str | None = None  # keeps encoded shards; default: ~/.cache; none: does not
   replay_memory_gb: float | None = None  # 10^9 bytes; default: free GPU memory, half of a CPU's
-  results_csv_path: str | None = None  # default: runs/cql/<environment_name>/<seed>/results.csv
+
+  # Results
+
+  results_csv_path: str | None = None  # default: runs/<agent>/<game>/<seed>/results.csv
   checkpoint_dir: str | None = None  # default: checkpoint, beside the CSV
+
+  # Protocol
+
   seed: int = 1  # of initialisation, sampling and evaluation
   num_iterations: int = 200  # paper
   num_updates_per_iteration: int = 62_500  # gradient updates; paper
   eval_steps: int = 125_000  # agent steps after each iteration, in whole episodes; paper
   eval_epsilon: float = 0.001  # probability of a random action in evaluation; paper
   sticky_action_probability: float = 0.25  # per emulator frame; Machado et al. 2018
+
+  # Learning
+
   batch_size: int = 32  # transitions an update; paper
   n_step: int = 1  # horizon of the return; paper
   discount: float = 0.99  # of one agent step; paper
+  max_abs_reward: float | None = 1.0  # bound of each reward, either way; none: raw rewards; paper
   target_network_update_period: int = 2_000  # gradient updates; paper
   num_quantiles: int = 200  # paper
   alpha: float = 1.0  # authors' gin file; their README: 4 for 1% of the data, 1 for 10%; class: 10
   double_q: bool = False  # online network chooses the next action, as in Tianshou and d3rlpy
   learning_rate: float = 0.00005  # of Adam; paper
   adam_epsilon: float = 0.0003125  # 0.01 / 32; authors' code
+
+  # Machine
+
   jax_platform_name: str | None = None  # cpu or cuda; default: JAX's choice
   debug: bool = False  # tracebacks for errors
 
   def __post_init__(self):
-    if not self.alpha >= 0:
-      raise ValueError(f'--alpha={self.alpha}: expected 0 or more')
+    program.check_experiment(self)
+    program.check_positive(
+      self, 'batch_size', 'n_step', 'target_network_update_period', 'num_quantiles',
+      'learning_rate',
+    )  # fmt: skip
+    program.check_in_unit_interval(self, 'discount', 'adam_epsilon')
+    program.check_not_negative(self, 'alpha')
+
+
+def make_agent(config: Config, num_actions: int, data: replay.ReplayData) -> agent.Cql:
+  """Makes the agent as the flags say, at the beginning of its learning.
+
+  Args:
+    config: the flags.
+    num_actions: the size of the game's action set.
+    data: what to learn from.
+  """
+  return agent.Cql(
+    network=networks.quantile_network(num_actions, config.num_quantiles),
+    optimizer=optax.adam(config.learning_rate, eps=config.adam_epsilon),
+    data=data,
+    processor=processors.AtariProcessor(),
+    batch_size=config.batch_size,
+    target_network_update_period=config.target_network_update_period,
+    alpha=config.alpha,
+    double_q=config.double_q,
+    eval_epsilon=config.eval_epsilon,
+    rng_key=jax.random.PRNGKey(config.seed),
+  )
 
 
 def main(config: Config) -> None:
   """Runs the experiment, or what is left of it."""
-  results = parts.Results(config, 'cql')
+  run = results.Results(config, agent_name=pathlib.Path(__file__).parent.name)
 
   def make_environment(seed: int) -> atari_env.AtariEnv:
     return atari_env.AtariEnv(
@@ -62,45 +107,36 @@ def main(config: Config) -> None:
 
   num_actions = make_environment(seed=0).action_spec().num_values
   logs = replay.Logs(
-    config.replay_dir or demo_logs.find_or_make(config.environment_name),
+    config.replay_dir or demo.find_or_make(config.environment_name),
     config.shards,
     n_step=config.n_step,
     discount=config.discount,
+    max_abs_reward=config.max_abs_reward,
     num_actions=num_actions,
     max_rows_per_shard=config.max_rows_per_shard,
     cache_dir=replay.cache_dir(config.replay_cache_dir),
     memory_gb=config.replay_memory_gb,
-    num_resident_shards=results.progress.num_resident_shards,
+    num_resident_shards=run.progress.num_resident_shards,
     seed=config.seed,
   )
   logging.info('Replay: %s', logs.describe())
 
-  cql = agent.Cql(
-    network=networks.quantile_network(num_actions, config.num_quantiles),
-    optimizer=optax.adam(config.learning_rate, eps=config.adam_epsilon),
-    data=logs.resident(results.progress.iteration, config.num_iterations),
-    processor=processors.AtariProcessor(),
-    batch_size=config.batch_size,
-    target_network_update_period=config.target_network_update_period,
-    alpha=config.alpha,
-    double_q=config.double_q,
-    eval_epsilon=config.eval_epsilon,
-    rng_key=jax.random.PRNGKey(config.seed),
-  )
+  data = logs.resident(run.progress.iteration, config.num_iterations)
+  learner: parts.Learner = make_agent(config, num_actions, data)
 
-  progress = results.resume(cql, logs)
+  progress = run.resume(learner, logs)
   with parts.StopSignal() as stop:  # SIGTERM and Ctrl-C leave the block at the next good moment
     while progress.iteration <= config.num_iterations:
-      cql.data = logs.resident(progress.iteration, config.num_iterations)
-      parts.learn_iteration(cql, progress, config.num_updates_per_iteration, stop)
+      learner.data = logs.resident(progress.iteration, config.num_iterations)
+      parts.learn_iteration(learner, progress, config.num_updates_per_iteration, stop)
       environment_seed, act_key = parts.evaluation_seed(config.seed, progress.iteration)
       environment = make_environment(environment_seed)
-      evaluation = parts.evaluate(cql, environment, config.eval_steps, act_key, stop)
+      evaluation = parts.evaluate(learner, environment, config.eval_steps, act_key, stop)
       progress.finish_iteration(config, evaluation, logs.mean_episode_return)
-      results.save(cql, progress)
+      run.save(learner, progress)
   if stop.requested:
-    results.save(cql, progress)  # what was learnt in the iteration under way
+    run.save(learner, progress)  # what was learnt in the iteration under way
 
 
 if __name__ == '__main__':
-  parts.run(main, Config)
+  program.run(main, Config)

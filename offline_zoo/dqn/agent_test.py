@@ -8,7 +8,8 @@ import optax
 import pytest
 
 from offline_zoo import networks, parts, replay, testing
-from offline_zoo.dqn import agent, run_atari
+
+from . import agent, run_atari
 
 
 @pytest.mark.parametrize('case', ['random', 'edge'])

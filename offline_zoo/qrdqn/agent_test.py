@@ -7,7 +7,8 @@ import optax
 import pytest
 
 from offline_zoo import networks, replay, testing
-from offline_zoo.qrdqn import agent
+
+from . import agent
 
 
 def in_rlax_order(table: np.ndarray) -> jax.Array:

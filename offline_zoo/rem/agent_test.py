@@ -8,7 +8,8 @@ import pytest
 
 from offline_zoo import networks, replay, testing
 from offline_zoo.dqn import agent as dqn_agent
-from offline_zoo.rem import agent, run_atari
+
+from . import agent, run_atari
 
 
 def recorded(golden, case: str):

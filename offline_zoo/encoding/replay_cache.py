@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from offline_zoo import frame_store
+from offline_zoo.encoding import frame_store
 
-VERSION = 1
+VERSION = 2
 _DIGEST_SIZE = hashlib.sha256().digest_size
 _PARTIAL = '.partial-'
 
@@ -38,7 +38,7 @@ class EncodedShard:
     bands: [s, 7, k] uint8, likewise.
     frames: [n, 7, k] uint8.
     actions: [n] uint8.
-    rewards: [n], clipped to [-1, 1]; int8 if they are whole numbers, else float32.
+    rewards: [n] as logged; int8, int16 or float32, the smallest that holds them exactly.
     terminals: [n] bool.
     episode_returns: [e] float64, sums of rewards as logged, of episodes that lie whole within it.
     checksum: [] uint32, a CRC-32 of frames, actions, rewards as logged, and terminals.

@@ -9,12 +9,17 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
-from offline_zoo import frame_store
+from offline_zoo.encoding import frame_store
 
 _jit = numba.njit(nogil=True, cache=True)
 # Random odd factors of a multilinear hash: as many as the longest item has words, here 9, and 36 in
 # benchmarks/frame_layouts.py.
 _FACTORS = np.random.default_rng(0).integers(2**64, size=36, dtype=np.uint64) | np.uint64(1)
+# Numba takes these for constants: rows and columns of tiles, rows of pixels in a band.
+_TILE, _BLOCK, _NUM_BLOCKS = frame_store.TILE, frame_store.BLOCK, frame_store.NUM_BLOCKS
+_NUM_BANDS = frame_store.NUM_BANDS
+_TILE_ROWS, _TILE_COLUMNS = _BLOCK * _NUM_BANDS, _BLOCK * _NUM_BLOCKS
+_BAND_HEIGHT = _TILE * _BLOCK
 # The tables grow between calls of the kernel, so that they can take whatever it may find.
 _FRAMES_PER_CALL = 500
 _ITEMS_PER_FRAME = tuple(
@@ -97,36 +102,36 @@ def _encode(words, last, ids, tables, out):
   """
   tile_ids, block_ids, band_ids = ids
   tiles, blocks, bands = tables
-  tile = np.empty(4, np.uint32)
-  block = np.empty(9, np.uint32)
-  changed = np.empty(7, np.bool_)
+  tile = np.empty(_TILE, np.uint32)
+  block = np.empty(_BLOCK * _BLOCK, np.uint32)
+  changed = np.empty(_NUM_BLOCKS, np.bool_)
   for k in range(len(words)):
     new = words[k]
     old = words[k - 1] if k else last
-    for band in range(7):
+    for band in range(_NUM_BANDS):
       difference = np.uint32(0)
-      for y in range(12 * band, 12 * band + 12):
-        for x in range(21):
+      for y in range(_BAND_HEIGHT * band, _BAND_HEIGHT * (band + 1)):
+        for x in range(_TILE_COLUMNS):
           difference |= new[y, x] ^ old[y, x]
       if difference != 0:
         changed[:] = False
-        for i in range(3 * band, 3 * band + 3):
-          for j in range(21):
+        for i in range(_BLOCK * band, _BLOCK * (band + 1)):
+          for j in range(_TILE_COLUMNS):
             difference = np.uint32(0)
-            for y in range(4):
-              difference |= new[4 * i + y, j] ^ old[4 * i + y, j]
+            for y in range(_TILE):
+              difference |= new[_TILE * i + y, j] ^ old[_TILE * i + y, j]
             if difference != 0:
-              for y in range(4):
-                tile[y] = new[4 * i + y, j]
-              tile_ids[i, j] = _intern(tiles, tile, 4)
-              changed[j // 3] = True
-        for c in range(7):
+              for y in range(_TILE):
+                tile[y] = new[_TILE * i + y, j]
+              tile_ids[i, j] = _intern(tiles, tile, _TILE)
+              changed[j // _BLOCK] = True
+        for c in range(_NUM_BLOCKS):
           if changed[c]:
-            for i in range(3):
-              for j in range(3):
-                block[3 * i + j] = tile_ids[3 * band + i, 3 * c + j]
-            block_ids[band, c] = _intern(blocks, block, 9)
-        band_ids[band] = _intern(bands, block_ids[band], 7)
+            for i in range(_BLOCK):
+              for j in range(_BLOCK):
+                block[_BLOCK * i + j] = tile_ids[_BLOCK * band + i, _BLOCK * c + j]
+            block_ids[band, c] = _intern(blocks, block, _BLOCK * _BLOCK)
+        band_ids[band] = _intern(bands, block_ids[band], _NUM_BLOCKS)
       out[k, band] = band_ids[band]
 
 
@@ -147,8 +152,9 @@ class Encoder:
       room = _FRAMES_PER_CALL * _ITEMS_PER_FRAME[level]
       self._tables.append(_Table.make(items, capacity=2 * (len(items) + room)))
     self._num_taken = self.num_items if dictionaries else (0, 0, 0)
-    self._last = np.zeros((84, 21), np.uint32)
-    self._ids = tuple(np.zeros(shape, np.uint32) for shape in ((21, 21), (7, 7), (7,)))
+    self._last = np.zeros((frame_store.FRAME_SHAPE[0], _TILE_COLUMNS), np.uint32)
+    shapes = ((_TILE_ROWS, _TILE_COLUMNS), (_NUM_BANDS, _NUM_BLOCKS), (_NUM_BANDS,))
+    self._ids = tuple(np.zeros(shape, np.uint32) for shape in shapes)
 
   @property
   def num_items(self) -> tuple[int, int, int]:
@@ -168,7 +174,7 @@ class Encoder:
 
   def encode(self, pixels: np.ndarray) -> np.ndarray:
     """The band ids [K, 7] uint32 of frames [K, 84, 84] uint8; fastest if each is like the last."""
-    ids = np.empty((len(pixels), 7), np.uint32)
+    ids = np.empty((len(pixels), _NUM_BANDS), np.uint32)
     for start in range(0, len(pixels), _FRAMES_PER_CALL):
       words = pixels[start : start + _FRAMES_PER_CALL].view(np.uint32)
       self._make_room(len(words))

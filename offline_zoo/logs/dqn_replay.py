@@ -30,9 +30,8 @@ from typing import Any
 import numpy as np
 from isal import igzip
 
-from offline_zoo.frame_store import FRAME_SHAPE
+from offline_zoo.atari_data import FRAME_SHAPE, STACK_SIZE
 
-STACK_SIZE = 4
 NUM_PADDING_ROWS = STACK_SIZE - 1
 MAX_ACTION = 255  # what the replay has room for
 

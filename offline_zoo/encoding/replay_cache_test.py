@@ -11,13 +11,16 @@ import jax
 import numpy as np
 import pytest
 
-from offline_zoo import log_shards, replay, replay_cache
+from offline_zoo import replay
+from offline_zoo.encoding import replay_cache
+from offline_zoo.logs import dqn_replay
 
 SCRIPT = """
 import sys
-from offline_zoo import log_shards, replay
-read = log_shards.read_frames
-log_shards.read_frames = lambda *args: (print('encodes', args[0].name), read(*args))[1]
+from offline_zoo import replay
+from offline_zoo.logs import dqn_replay
+read = dqn_replay.read_frames
+dqn_replay.read_frames = lambda *args: (print('encodes', args[0].name), read(*args))[1]
 logs = replay.Logs(sys.argv[1], cache_dir=sys.argv[2])
 print(logs.checksum, logs.resident(0).frames.frames.shape)
 """
@@ -34,13 +37,13 @@ def logs(golden, tmp_path):
 def encoded(monkeypatch) -> list[int]:
   """The numbers of the shards whose frames were read since it was last cleared."""
   numbers = []
-  read_frames = log_shards.read_frames
+  read_frames = dqn_replay.read_frames
 
   def reading(path, capacity):
     numbers.append(int(path.name.split('.')[1]))
     return read_frames(path, capacity)
 
-  monkeypatch.setattr(log_shards, 'read_frames', reading)
+  monkeypatch.setattr(dqn_replay, 'read_frames', reading)
   return numbers
 
 
@@ -172,9 +175,9 @@ def test_a_foreign_file_is_not_used(logs, tmp_path, encoded, caplog, header, mes
 def test_another_directorys_files_are_not_used(logs, tmp_path, encoded):
   cache = tmp_path / 'cache'
   other = pathlib.Path(shutil.copytree(logs, tmp_path / 'other'))
-  shard = log_shards.read_shard(other, 0)
+  shard = dqn_replay.read_shard(other, 0)
   shard.observation[10] += 1
-  log_shards.write_shard(other, 0, shard)
+  dqn_replay.write_shard(other, 0, shard)
   for replay_dir in (logs, other):
     replay.Logs(replay_dir, cache_dir=cache)
   first, second = (replay_cache.directory_for(cache, x, None) for x in (logs, other))
@@ -189,14 +192,14 @@ def test_another_directorys_files_are_not_used(logs, tmp_path, encoded):
 def test_a_changed_shard_is_encoded_anew(logs, tmp_path, encoded):
   cache = tmp_path / 'cache'
   replay.Logs(logs, cache_dir=cache)
-  shard = log_shards.read_shard(logs, 2)
+  shard = dqn_replay.read_shard(logs, 2)
   shard.observation[10] += 1
-  log_shards.write_shard(logs, 2, shard)
+  dqn_replay.write_shard(logs, 2, shard)
   encoded.clear()
   check(logs, None, cache)
   assert encoded[4:] == [2, 3]
   # As is one that only seems to have changed.
-  os.utime(log_shards.shard_path(logs, 'reward', 3), ns=(1, 1))
+  os.utime(dqn_replay.shard_path(logs, 'reward', 3), ns=(1, 1))
   encoded.clear()
   check(logs, None, cache)
   assert encoded[4:] == [3]
@@ -268,14 +271,19 @@ def test_a_full_disk_only_costs_the_cache(logs, tmp_path, monkeypatch, caplog):
 def test_other_shards_in_the_cache_take_no_memory(logs, tmp_path):
   """What is resident does not depend on what else was ever encoded."""
   cache = tmp_path / 'cache'
-  noise = log_shards.read_shard(logs, 0)
+  noise = dqn_replay.read_shard(logs, 0)
   noise.observation[:] = np.random.default_rng(0).integers(256, size=noise.observation.shape)
-  log_shards.write_shard(logs, 9, noise)
+  dqn_replay.write_shard(logs, 9, noise)
   replay.Logs(logs, [9], cache_dir=cache)
   for shards in ([0, 1, 2, 3], [2]):
     alone, among = replay.Logs(logs, shards), replay.Logs(logs, shards, cache_dir=cache)
-    assert among._sizes == alone._sizes
-    assert among._largest_sizes(1) == alone._largest_sizes(1)
+    assert among._plan == alone._plan
+    for number in range(1, len(shards)):
+      among, alone = (
+        replay.Logs(logs, shards, cache_dir=directory, num_resident_shards=number)
+        for directory in (cache, None)
+      )
+      assert among._plan == alone._plan
 
 
 def test_files_are_mapped_once_and_leftovers_removed(logs, tmp_path):

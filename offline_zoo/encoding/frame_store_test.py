@@ -5,14 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from offline_zoo import frame_encoder, frame_store, log_shards
+from offline_zoo.encoding import frame_encoder, frame_store
+from offline_zoo.logs import dqn_replay
 
 
 @pytest.fixture(scope='session')
 def breakout(golden) -> np.ndarray:
   """Logged frames, blank and stale ones included."""
   logs = golden / 'replay' / 'Breakout' / '1' / 'replay_logs'
-  return np.concatenate([log_shards.read_shard(logs, i).observation for i in range(4)])
+  return np.concatenate([dqn_replay.read_shard(logs, i).observation for i in range(4)])
 
 
 def noise(num_frames: int, seed: int = 0) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Tests for demo_logs.py and demo_policies.py: real play, logged as the format asks."""
+"""Tests for demo.py and demo_policies.py: real play, logged as the format asks."""
 
 import os
 import subprocess
@@ -7,7 +7,8 @@ import sys
 import numpy as np
 import pytest
 
-from offline_zoo import atari_env, demo_logs, log_shards, parts, processors, replay
+from offline_zoo import atari_env, parts, processors, replay
+from offline_zoo.logs import demo, dqn_replay
 
 
 def directory_bytes(directory) -> dict[str, bytes]:
@@ -15,14 +16,14 @@ def directory_bytes(directory) -> dict[str, bytes]:
 
 
 def test_logs_are_the_episodes_row_by_row_and_reproducible(tmp_path):
-  config = demo_logs.Config(
+  config = demo.Config(
     environment_name='breakout', num_transitions=900, shard_capacity=300, num_processes=2
   )
-  demo_logs.write_logs(config, tmp_path / 'a')
+  demo.write_logs(config, tmp_path / 'a')
   want: dict[str, list] = {'observation': [], 'action': [], 'reward': [], 'terminal': []}
   index = 0
   while len(want['action']) < 1000:
-    episode = demo_logs.play_episode(config, index)
+    episode = demo.play_episode(config, index)
     blank = np.zeros((3, 84, 84), np.uint8)
     want['observation'] += [*blank, *episode.frames]
     want['action'] += [0, 0, 0, *episode.actions]
@@ -30,8 +31,8 @@ def test_logs_are_the_episodes_row_by_row_and_reproducible(tmp_path):
     want['terminal'] += [0, 0, 0, *episode.terminals]
     index += 1
   num_transitions = 0
-  for i in log_shards.list_shards(tmp_path / 'a'):
-    shard = log_shards.read_shard(tmp_path / 'a', i, num_actions=4)
+  for i in dqn_replay.list_shards(tmp_path / 'a'):
+    shard = dqn_replay.read_shard(tmp_path / 'a', i, num_actions=4)
     rows = slice(300 * i, 300 * i + shard.num_rows)
     for name, column in shard.columns.items():
       np.testing.assert_array_equal(column[: shard.num_rows], want[name][rows])
@@ -42,18 +43,18 @@ def test_logs_are_the_episodes_row_by_row_and_reproducible(tmp_path):
   assert max(want['reward']) > 1  # raw: bricks score up to 7
 
   # Again, and by one process instead of two: the same bytes.
-  one = demo_logs.Config(**{**vars(config), 'num_processes': 1})
-  demo_logs.write_logs(one, tmp_path / 'b')
+  one = demo.Config(**{**vars(config), 'num_processes': 1})
+  demo.write_logs(one, tmp_path / 'b')
   assert directory_bytes(tmp_path / 'a') == directory_bytes(tmp_path / 'b')
-  other = demo_logs.Config(**{**vars(one), 'seed': 2})
-  demo_logs.write_logs(other, tmp_path / 'c')
+  other = demo.Config(**{**vars(one), 'seed': 2})
+  demo.write_logs(other, tmp_path / 'c')
   assert directory_bytes(tmp_path / 'a') != directory_bytes(tmp_path / 'c')
 
 
 def test_a_logged_episode_is_what_the_emulator_plays_again():
   """The logged actions, played again, give the logged frames, rewards and end."""
-  config = demo_logs.Config(environment_name='breakout', policy='random', seed=5)
-  episode = demo_logs.play_episode(config, 3)
+  config = demo.Config(environment_name='breakout', policy='random', seed=5)
+  episode = demo.play_episode(config, 3)
   rng = np.random.default_rng((5, 3))
   environment = atari_env.AtariEnv('breakout', seed=int(rng.integers(2**31)))
   processor = processors.AtariProcessor()
@@ -71,7 +72,7 @@ def test_a_logged_episode_is_what_the_emulator_plays_again():
 def test_an_episode_cut_at_the_limit_is_logged_as_ended(monkeypatch):
   loop = parts.run_loop
   monkeypatch.setattr(parts, 'run_loop', lambda *args: loop(*args, max_frames_per_episode=400))
-  episode = demo_logs.play_episode(demo_logs.Config(), 0)
+  episode = demo.play_episode(demo.Config(), 0)
   assert episode.terminals.tolist() == [0] * 99 + [1]
 
 
@@ -89,7 +90,7 @@ def test_an_episode_cut_at_the_limit_is_logged_as_ended(monkeypatch):
 )
 def test_bad_settings_leave_nothing(tmp_path, settings, message: str):
   with pytest.raises(ValueError, match=message):
-    demo_logs.write_logs(demo_logs.Config(**settings), tmp_path / 'logs')
+    demo.write_logs(demo.Config(**settings), tmp_path / 'logs')
   assert not list(tmp_path.iterdir())
 
 
@@ -97,7 +98,7 @@ def test_existing_logs_are_not_overwritten(tmp_path):
   (tmp_path / 'logs').mkdir()
   (tmp_path / 'logs' / 'mine').touch()
   with pytest.raises(FileExistsError, match='--replay_dir='):
-    demo_logs.write_logs(demo_logs.Config(), tmp_path / 'logs')
+    demo.write_logs(demo.Config(), tmp_path / 'logs')
   assert [path.name for path in tmp_path.rglob('*')] == ['logs', 'mine']
 
 
@@ -109,16 +110,16 @@ def test_demo_logs_are_made_once_where_the_cache_is(tmp_path, monkeypatch):
     made.append(config)
     replay_dir.mkdir(parents=True)
 
-  monkeypatch.setattr(demo_logs, 'write_logs', write_logs)
+  monkeypatch.setattr(demo, 'write_logs', write_logs)
   for _ in range(2):
-    directory = demo_logs.find_or_make('seaquest')
+    directory = demo.find_or_make('seaquest')
     assert directory == tmp_path / 'offline_zoo' / 'demo_logs' / 'seaquest'
-  assert made == [demo_logs.Config(environment_name='seaquest')]
+  assert made == [demo.Config(environment_name='seaquest')]
 
 
 def test_the_command(tmp_path):
   run = subprocess.run(
-    [sys.executable, '-m', 'offline_zoo.demo_logs', '--environment_name=seaquest',
+    [sys.executable, '-m', 'offline_zoo.logs.demo', '--environment_name=seaquest',
      '--num_transitions=150', f'--replay_dir={tmp_path / "logs"}', '--num_processes=1'],
     env={**os.environ, 'JAX_PLATFORMS': 'cpu'}, capture_output=True, text=True, check=True,
   )  # fmt: skip

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from offline_zoo import demo_logs, demo_policies
+from offline_zoo.logs import demo, demo_policies
 
 
 @pytest.mark.parametrize('game, at_least', [('pong', 12), ('breakout', 100)])
@@ -13,8 +13,8 @@ def test_scripted_policies_play_well_without_random_actions(
   """Far above chance (-20 and 1)."""
   make_policy, _ = demo_policies.POLICIES[game]
   monkeypatch.setitem(demo_policies.POLICIES, game, (make_policy, 0.0))
-  config = demo_logs.Config(environment_name=game)
-  returns = [demo_logs.play_episode(config, i).rewards.sum() for i in range(4)]
+  config = demo.Config(environment_name=game)
+  returns = [demo.play_episode(config, i).rewards.sum() for i in range(4)]
   assert np.mean(returns) >= at_least
 
 

@@ -1,6 +1,6 @@
 """Logs real play in the format of the DQN Replay Dataset, so that there is data without a download.
 
-  python -m offline_zoo.demo_logs --environment_name=pong --replay_dir=/tmp/pong_logs
+  python -m offline_zoo.logs.demo --environment_name=pong --replay_dir=/tmp/pong_logs
 
 Pong and Breakout are played by scripted policies (demo_policies.py) that act at random at a rate
 drawn for each episode, so that returns spread from poor to good. Every other game is played
@@ -31,12 +31,15 @@ import dm_env
 import numpy as np
 from absl import logging
 
-from offline_zoo import atari_data, atari_env, demo_policies, log_shards, parts, processors
+from offline_zoo import atari_data, atari_env, parts, processors, program
+from offline_zoo.logs import demo_policies, dqn_replay
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
   """What to log; each field is a flag."""
+
+  # What to log
 
   environment_name: str = 'pong'  # snake_case name of a game, see atari_data.py
   num_transitions: int = 100_000  # agent steps to log, blank rows before episodes not counted
@@ -176,13 +179,13 @@ def write_logs(config: Config, replay_dir: pathlib.Path) -> None:
     raise OSError(f'--replay_dir={replay_dir}: is a mount point; name a directory in it')
 
   partial = replay_dir.with_name(f'.{replay_dir.name}.partial-{uuid.uuid4().hex[:8]}')
-  writer = log_shards.ShardWriter(partial, config.shard_capacity)
+  writer = dqn_replay.ShardWriter(partial, config.shard_capacity)
   returns = []
   start = time.monotonic()
   try:
     with (
       contextlib.closing(play_episodes(config)) as episodes,
-      parts.progress_bar(config.num_transitions, 'playing', 'transition') as bar,
+      program.progress_bar(config.num_transitions, 'playing', 'transition') as bar,
     ):
       while writer.num_transitions < config.num_transitions:
         episode = next(episodes)
@@ -211,8 +214,15 @@ def write_logs(config: Config, replay_dir: pathlib.Path) -> None:
 
 
 def default_dir(environment_name: str) -> pathlib.Path:
-  """Where a game's demo logs are kept: $XDG_CACHE_HOME/offline_zoo/demo_logs/<game>."""
-  return parts.user_cache_dir() / 'demo_logs' / environment_name
+  """Where a game's demo logs are kept: $XDG_CACHE_HOME/offline_zoo/demo_logs/<game>.
+
+  Raises:
+    FileNotFoundError: the user has no home directory.
+  """
+  home = program.user_cache_dir()
+  if home is None:
+    raise FileNotFoundError('--replay_dir: there is no home directory for demo logs; name one')
+  return home / 'demo_logs' / environment_name
 
 
 def find_or_make(environment_name: str) -> pathlib.Path:
@@ -237,4 +247,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == '__main__':
-  parts.run(main, Config)
+  program.run(main, Config)

@@ -20,11 +20,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-FRAME_SHAPE = (84, 84)
+from offline_zoo.atari_data import FRAME_SHAPE
+
 TILE = 4  # pixels, each way; a row of them is a word
 BLOCK = 3  # tiles, each way
-NUM_BLOCKS = 7  # in a band
-NUM_BANDS = 7  # in a frame
+NUM_BLOCKS = FRAME_SHAPE[1] // (TILE * BLOCK)  # in a band: 7
+NUM_BANDS = FRAME_SHAPE[0] // (TILE * BLOCK)  # in a frame: 7
 # Words or ids that a piece of each level is made of: tiles, blocks, bands.
 ITEM_SIZES = (TILE, BLOCK * BLOCK, NUM_BLOCKS)
 

@@ -1,0 +1,240 @@
+"""Shards of logs, encoded: from the files of a replay directory, or from the cache."""
+
+import dataclasses
+import functools
+import math
+import os
+import pathlib
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from absl import logging
+from isal import isal_zlib
+
+from offline_zoo import program
+from offline_zoo.encoding import frame_store, replay_cache
+from offline_zoo.logs import dqn_replay
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodedLogs:
+  """The chosen shards of a replay directory.
+
+  Attributes:
+    numbers: of the shards.
+    shards: the encoded ones, in the same order.
+    chain: all encoded shards whose pieces these may refer to, in the order they were encoded.
+  """
+
+  numbers: list[int]
+  shards: list[replay_cache.EncodedShard]
+  chain: list[replay_cache.EncodedShard]
+
+  @property
+  def mean_episode_return(self) -> float:
+    """The mean logged return of the episodes that lie whole within a shard; NaN without any."""
+    returns = np.concatenate([shard.episode_returns for shard in self.shards])
+    return float(returns.mean()) if returns.size else math.nan
+
+  @property
+  def checksum(self) -> int:
+    """A CRC-32 that tells logs apart."""
+    return isal_zlib.crc32(np.array([shard.checksum for shard in self.shards]).data)
+
+  def take(self, positions: Sequence[int]) -> 'EncodedLogs':
+    """The same with only the shards at these positions."""
+    return EncodedLogs(
+      [self.numbers[i] for i in positions], [self.shards[i] for i in positions], self.chain
+    )
+
+  def occurring(self, positions: Sequence[int]) -> list[np.ndarray]:
+    """For each tile, block and band of the chain, whether frames of these shards contain it."""
+    counts = [sum(len(shard.pieces(level)) for shard in self.chain) for level in range(3)]
+    if len(positions) == len(self.chain):
+      return [np.ones(count, bool) for count in counts]
+    occurs = [np.zeros(count, bool) for count in counts]
+    for position in positions:
+      occurs[2][frame_store.unpack(self.shards[position].frames)] = True
+    for level in (2, 1):
+      for packed in self.pieces(level, occurs[level]):
+        occurs[level - 1][frame_store.unpack(packed)] = True
+    return occurs
+
+  def pieces(self, level: int, occurs: np.ndarray) -> list[np.ndarray]:
+    """Those pieces of a level that occur, as they are in each shard of the chain."""
+    pieces, first = [], 0
+    for shard in self.chain:
+      in_shard = shard.pieces(level)
+      which = occurs[first : first + len(in_shard)]
+      pieces.append(in_shard if which.all() else in_shard[which])
+      first += len(in_shard)
+    return pieces
+
+  @functools.cached_property
+  def num_used(self) -> list[int]:
+    """How many tiles, blocks and bands the frames of all shards are made of."""
+    return [int(occurs.sum()) for occurs in self.occurring(range(len(self.shards)))]
+
+  @functools.cached_property
+  def num_used_by_each(self) -> np.ndarray:
+    """The same of each shard alone: [shards, 3]."""
+    return np.array(
+      [
+        [np.count_nonzero(occurs) for occurs in self.occurring([position])]
+        for position in range(len(self.shards))
+      ]
+    )
+
+
+def _episode_returns(is_blank: bool, reward: np.ndarray, terminal: np.ndarray) -> np.ndarray:
+  """Sums of logged rewards [E] of the episodes that lie whole within a shard's usable rows.
+
+  Args:
+    is_blank: whether the first frame is all zeros.
+    reward: [n], as logged.
+    terminal: [n].
+  """
+  ends = np.flatnonzero(terminal)
+  returns = np.diff(np.cumsum(reward, dtype=np.float64)[ends], prepend=0.0)
+  # The first end closes an episode that begins in this shard only if the shard opens with padding.
+  begins_here = len(reward) and is_blank and reward[0] == 0 and not terminal[0]
+  return returns if begins_here else returns[1:]
+
+
+def _smallest(rewards: np.ndarray) -> np.ndarray:
+  """The rewards [n] as int8, int16 or float32: the smallest that holds them exactly."""
+  for dtype in (np.int8, np.int16):
+    bounds = np.iinfo(dtype)
+    whole = np.clip(rewards, bounds.min, bounds.max).astype(dtype)
+    if (whole == rewards).all():
+      return whole
+  return rewards
+
+
+def _encode_shard(
+  encoder, path: pathlib.Path, small_files: dict[str, Any], num_rows: int, bar
+) -> replay_cache.EncodedShard:
+  """Encodes a shard's first rows; reads all of them, so that damage anywhere is found.
+
+  Args:
+    encoder: of the shards before.
+    path: of the frames.
+    small_files: the shard's other columns.
+    num_rows: how many to encode.
+    bar: is told of each row that is read.
+  """
+  ids = np.empty((num_rows, frame_store.NUM_BANDS), np.uint32)
+  checksum, is_blank, start = 0, False, 0
+  for pixels in dqn_replay.read_frames(path, len(small_files['terminal'])):
+    used = pixels[: max(num_rows - start, 0)]
+    if len(used):
+      if start == 0:
+        is_blank = not used[0].any()
+      ids[start : start + len(used)] = encoder.encode(used)
+      checksum = isal_zlib.crc32(used.data, checksum)
+    start += len(pixels)
+    bar.update(len(pixels))
+
+  num_items = encoder.num_items
+  new = encoder.take_new()
+  actions = small_files['action'][:num_rows].astype(np.uint8)
+  rewards = small_files['reward'][:num_rows]
+  terminals = small_files['terminal'][:num_rows].astype(bool)
+  for column in (actions, rewards, terminals):
+    checksum = isal_zlib.crc32(column.data, checksum)
+  return replay_cache.EncodedShard(
+    tiles=new.tiles,
+    blocks=frame_store.pack(new.blocks, num_items[0]),
+    bands=frame_store.pack(new.bands, num_items[1]),
+    frames=frame_store.pack(ids, num_items[2]),
+    actions=actions,
+    rewards=_smallest(rewards),
+    terminals=terminals,
+    episode_returns=_episode_returns(is_blank, rewards, terminals),
+    checksum=np.array(checksum, np.uint32),
+  )
+
+
+def load(
+  replay_dir: str | os.PathLike,
+  numbers: Sequence[int] | None,
+  num_actions: int | None,
+  max_rows_per_shard: int | None,
+  cache_dir: str | os.PathLike | None,
+) -> EncodedLogs:
+  """Finds shards in the cache, or encodes them and puts them there.
+
+  Args:
+    replay_dir: the directory with the shards.
+    numbers: of the shards, in this order; all of them if None.
+    num_actions: the size of the game's action set, to check the logged actions against.
+    max_rows_per_shard: encodes only the first rows of each shard.
+    cache_dir: where encoded shards are kept for the next time; None keeps none.
+
+  Raises:
+    FileNotFoundError: the directory, a shard, or a shard's file is missing.
+    ValueError: a bad file, see `dqn_replay.read_shard`, or the same shard twice.
+  """
+  there = dqn_replay.list_shards(replay_dir)
+  numbers = there if numbers is None else list(numbers)
+  if missing := sorted(set(numbers) - set(there)):
+    raise FileNotFoundError(f'{replay_dir}: no shards {missing}; there are {there}')
+  if not numbers or len(set(numbers)) < len(numbers):
+    raise ValueError(f'shards must be one or more different ones, got {numbers}')
+  chain = _chain(replay_dir, numbers, num_actions, max_rows_per_shard, cache_dir)
+  logs = EncodedLogs(numbers, [chain[number] for number in numbers], list(chain.values()))
+  for number, shard in zip(numbers, logs.shards, strict=True):
+    # Those that were in the cache have not been checked against this game.
+    dqn_replay.check_actions(replay_dir, number, shard.actions, num_actions)
+  return logs
+
+
+def _chain(
+  replay_dir: str | os.PathLike,
+  chosen: Sequence[int],
+  num_actions: int | None,
+  max_rows_per_shard: int | None,
+  cache_dir: str | os.PathLike | None,
+) -> dict[int, replay_cache.EncodedShard]:
+  """Encodes the chosen shards, those in the cache excepted; returns the whole chain."""
+  directory = None
+  if cache_dir is not None:
+    directory = replay_cache.directory_for(cache_dir, replay_dir, max_rows_per_shard)
+  fingerprints = {
+    index: dqn_replay.fingerprint(replay_dir, index) for index in dqn_replay.list_shards(replay_dir)
+  }
+  with replay_cache.Cache(directory) as cache:
+    cache.read(fingerprints)
+    missing = [index for index in chosen if index not in cache.shards]
+    if not missing:
+      return cache.shards
+    # The small files of all shards first: most bad input is then found within seconds.
+    small_files = {
+      index: dqn_replay.read_small_files(replay_dir, index, num_actions) for index in missing
+    }
+    from offline_zoo.encoding import frame_encoder  # which imports Numba
+
+    encoder = frame_encoder.Encoder([shard.dictionaries for shard in cache.shards.values()])
+    total = sum(len(columns['terminal']) for columns in small_files.values())
+    started = time.monotonic()
+    with program.progress_bar(total, 'encoding', 'row') as bar:
+      done = 0
+      for index in missing:
+        columns = small_files.pop(index)
+        capacity = len(columns['terminal'])
+        num_rows = columns['add_count'] % capacity
+        if max_rows_per_shard is not None:
+          num_rows = min(num_rows, max_rows_per_shard)
+        path = dqn_replay.shard_path(replay_dir, 'observation', index)
+        shard = _encode_shard(encoder, path, columns, num_rows, bar)
+        cache.append(index, fingerprints[index], shard)
+        done += capacity
+        seconds = time.monotonic() - started
+        logging.info(
+          'Encoded shard %d, %d of %d rows: %.0f MB of frames a second, %.0f s left',
+          index, done, total, done * math.prod(frame_store.FRAME_SHAPE) / 1e6 / seconds,
+          seconds * (total - done) / done,
+        )  # fmt: skip
+    return cache.shards

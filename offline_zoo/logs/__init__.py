@@ -1,0 +1,1 @@
+"""Formats of logged play, and what makes it: readers, writers, demo logs."""

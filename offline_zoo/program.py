@@ -1,0 +1,254 @@
+"""Programs: flags from a Config, their checks, start-up, the progress bar, the user's cache."""
+
+import dataclasses
+import inspect
+import logging as std_logging
+import os
+import pathlib
+import re
+import signal
+import sys
+import types
+import typing
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from absl import app, flags, logging
+from tqdm import tqdm
+
+MAX_INT = 2**31 - 1  # what device counters and shapes hold
+
+# Flags.
+
+
+class _OptionalNumberParser(flags.ArgumentParser):
+  """Reads a number, or the word none as None."""
+
+  def __init__(self, parser: flags.ArgumentParser):
+    self._parser = parser
+    self.syntactic_help = f'{parser.syntactic_help} or none'
+
+  def parse(self, argument: Any) -> Any:
+    return None if argument in (None, 'none') else self._parser.parse(argument)
+
+  def flag_type(self) -> str:
+    return self._parser.flag_type()
+
+
+def _make_flag(name: str, kind: Any, default: Any, text: str) -> flags.Flag:
+  """Makes an absl flag for a field of this type, which may be a union with None."""
+  optional = types.NoneType in typing.get_args(kind)
+  if optional:
+    kind, _ = typing.get_args(kind)
+  if kind is bool:
+    return flags.BooleanFlag(name, default, text)
+  if typing.get_origin(kind) is tuple:
+    return flags.Flag(flags.ListParser(), flags.CsvListSerializer(','), name, default, text)
+  if kind is str:
+    parser: flags.ArgumentParser = flags.ArgumentParser()
+    parser.syntactic_help = 'a string'
+  else:
+    parser = flags.IntegerParser() if kind is int else flags.FloatParser()
+    if optional:
+      parser = _OptionalNumberParser(parser)
+  return flags.Flag(parser, flags.ArgumentSerializer(), name, default, text)
+
+
+def _help_texts(config_class: type) -> dict[str, tuple[str, str]]:
+  """For each field of a Config its group and its help, as the comments in its source say.
+
+  A field's help is the comment on its line and on the lines right below it. A comment that stands
+  alone between blank lines begins a group.
+  """
+  texts: dict[str, tuple[str, str]] = {}
+  group, field = 'Flags', None
+  for line in inspect.getsource(config_class).splitlines():
+    if match := re.match(r'  (\w+): [^#]*(?:# (.*))?$', line):
+      field = match[1]
+      texts[field] = (group, match[2] or '')
+    elif (match := re.match(r'  # (.*)$', line)) and field is None:
+      group = match[1]
+    elif match and field is not None:
+      texts[field] = (group, f'{texts[field][1]} {match[1]}')
+    else:
+      field = None
+  return texts
+
+
+def define_flags(config_class: type) -> list[str]:
+  """Defines an absl flag for each field of a Config dataclass; returns the names of their groups.
+
+  The flag has the field's name and default; its help text and group are comments in the class, see
+  `dqn/run_atari.py`. Types are int, float, bool, str and tuple[int, ...] (a comma-separated list),
+  each also with `| None`, for which a number's flag takes the word none.
+  """
+  texts = _help_texts(config_class)
+  for field in dataclasses.fields(config_class):
+    group, text = texts.get(field.name, ('Flags', ''))
+    flags.DEFINE_flag(_make_flag(field.name, field.type, field.default, text), module_name=group)
+  return list(dict.fromkeys(group for group, _ in texts.values()))
+
+
+def config_from_flags(config_class: type) -> Any:
+  """The Config that the parsed flags ask for.
+
+  Raises:
+    ValueError: a flag has an empty value, or a list flag holds something other than integers.
+  """
+  values = {}
+  for field in dataclasses.fields(config_class):
+    value = flags.FLAGS[field.name].value
+    if value == '':
+      raise ValueError(f'--{field.name}=: expected a value, got nothing')
+    if isinstance(value, list):
+      try:
+        value = tuple(int(item) for item in value)
+      except ValueError:
+        raise ValueError(f'--{field.name}: expected integers, got {",".join(value)}') from None
+    values[field.name] = value
+  return config_class(**values)
+
+
+# Checks that a Config makes of itself; each raises a ValueError that names the flag.
+
+
+def check(config: Any, name: str, good: bool, expected: str) -> None:
+  """Checks a flag: `good` says whether its value is as `expected`."""
+  if not good:
+    raise ValueError(f'--{name}={getattr(config, name)}: expected {expected}')
+
+
+def check_positive(config: Any, *names: str) -> None:
+  """Checks that flags are more than 0, or None, and that a device's int32 holds the integers."""
+  for name in names:
+    value = getattr(config, name)
+    check(config, name, value is None or value > 0, 'more than 0')
+    if isinstance(value, int):
+      check(config, name, value <= MAX_INT, f'at most {MAX_INT}')
+    elif value is not None:
+      check(config, name, value < float('inf'), 'a finite number')
+
+
+def check_in_unit_interval(config: Any, *names: str) -> None:
+  """Checks that flags lie in [0, 1]."""
+  for name in names:
+    check(config, name, 0 <= getattr(config, name) <= 1, 'a number in [0, 1]')
+
+
+def check_not_negative(config: Any, *names: str) -> None:
+  """Checks that flags are finite and 0 or more."""
+  for name in names:
+    check(config, name, 0 <= getattr(config, name) < float('inf'), '0 or more')
+
+
+def check_experiment(config: Any) -> None:
+  """Checks the flags that every agent's experiment has."""
+  check_positive(
+    config, 'max_rows_per_shard', 'replay_memory_gb', 'num_iterations', 'num_updates_per_iteration',
+    'eval_steps', 'max_abs_reward',
+  )  # fmt: skip
+  check_in_unit_interval(config, 'eval_epsilon', 'sticky_action_probability')
+  check(config, 'seed', 0 <= config.seed < 2**32, '0 or more, and less than 2^32')
+
+
+# What a program shows and keeps.
+
+
+def progress_bar(total: int, description: str, unit: str, initial: int = 0) -> tqdm:
+  """A bar on a terminal, nothing elsewhere."""
+  return tqdm(
+    total=total, initial=initial, desc=description, unit=unit, leave=False, disable=None,
+    dynamic_ncols=True,
+  )  # fmt: skip
+
+
+def user_cache_dir() -> pathlib.Path | None:
+  """Where what can be made again is kept: $XDG_CACHE_HOME/offline_zoo; None without a home."""
+  try:
+    home = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
+  except RuntimeError:  # HOME is not set, and the user is not listed
+    return None
+  return pathlib.Path(home, 'offline_zoo')
+
+
+def printable(text: str) -> str:
+  """A text without what could steer a terminal, as names and contents of files can."""
+  return ''.join(c if c.isprintable() or c == '\n' else '\N{REPLACEMENT CHARACTER}' for c in text)
+
+
+def first_line(error: BaseException) -> str:
+  """What an error says, in one line that a terminal can be given."""
+  return printable(str(error).strip().split('\n')[0][:500])
+
+
+# Start-up.
+
+
+def _is_for_users(record: std_logging.LogRecord) -> bool:
+  record.msg, record.args = printable(record.getMessage()), ()
+  # Libraries' warnings pass. Orbax's do not: a failing save logs a page of tracebacks and raises.
+  ours = pathlib.Path(record.pathname).is_relative_to(pathlib.Path(__file__).parent)
+  return ours or (record.levelno >= std_logging.WARNING and 'orbax' not in record.pathname)
+
+
+def _set_up_jax(jax_platform_name: str | None) -> None:
+  if jax_platform_name:
+    jax.config.update('jax_platforms', jax_platform_name)
+  try:
+    jax.devices()
+  except (AssertionError, RuntimeError) as error:
+    raise ValueError(
+      f'--jax_platform_name={jax_platform_name}: JAX finds no such device here'
+      + (f': {first_line(error)}' if first_line(error) else '; expected cpu, or cuda on a GPU')
+    ) from error
+  jax.config.update('jax_numpy_rank_promotion', 'raise')
+  # Otherwise recent NVIDIA GPUs multiply in TF32, with 10 bits of mantissa.
+  jax.config.update('jax_default_matmul_precision', 'float32')
+
+
+def _parse(argv: list[str], groups: list[str]) -> list[str]:
+  """Parses flags; for --help shows what the program is and its flags, group by group."""
+  if {'-h', '-help', '--help', '--helpshort'} & set(argv[1:]):
+    print(sys.modules['__main__'].__doc__)
+    for group in groups:
+      print(flags.FLAGS.module_help(group))
+    print("\nAll flags, those of absl's logging too: --helpfull")
+    sys.exit(0)
+  return app.parse_flags_with_usage(argv)
+
+
+def run(main: Callable[[Any], None], config_class: type) -> None:
+  """Runs a program's `main(config)` with a Config from the command line.
+
+  What is wrong with the input (ValueError, OSError), with the learning (FloatingPointError) or with
+  the machine's memory ends the program with one line and exit code 1; `--debug` shows the traceback
+  as well.
+  """
+  groups = define_flags(config_class)
+
+  def start(argv: list[str]) -> None:
+    # An exit, rather than sudden death, so that half-written files are removed.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    logging.set_verbosity(logging.INFO)
+    message = None
+    try:
+      signal.signal(signal.SIGINT, signal.default_int_handler)  # see offline_zoo/__init__.py
+      if len(argv) > 1:
+        raise ValueError(f'expected flags only, got {" ".join(argv[1:])}')
+      config = config_from_flags(config_class)
+      if not config.debug:
+        logging.get_absl_handler().addFilter(_is_for_users)
+      _set_up_jax(getattr(config, 'jax_platform_name', None))
+      main(config)
+    except (FloatingPointError, MemoryError, OSError, ValueError, jax.errors.JaxRuntimeError) as e:
+      if flags.FLAGS.debug:
+        raise
+      message = f'error: {first_line(e) or type(e).__name__}'
+    except KeyboardInterrupt:
+      message = 'interrupted'
+    if message:  # not inside `except`, which would keep emulators alive until the interpreter's end
+      print(message, file=sys.stderr)
+      sys.exit(1)
+
+  app.run(start, flags_parser=lambda argv: _parse(argv, groups))
