@@ -1,34 +1,70 @@
 """Tests for program.py: flags, and what only a command line can get wrong."""
 
 import dataclasses
+import importlib
+import importlib.metadata
+import logging
+import math
+import pathlib
+import signal
 import subprocess
 import sys
+import time
+from unittest import mock
 
+import jax
 import pytest
 from absl import flags
 
-from offline_zoo import program
+import offline_zoo
+from offline_zoo import program, results
+
+# What `python -m offline_zoo.dqn.run_atari` does, and says when it begins to import.
+STARTED = """
+import runpy, sys
+sys.argv = ['-m', '--replay_dir=/nowhere']
+print('started', flush=True)
+runpy.run_module('offline_zoo.dqn.run_atari', run_name='__main__', alter_sys=True)
+"""
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
+  """Not a group, and no field:  # nor help."""
+
+  # First group
+
   test_an_int: int = 3  # updates; somebody 2020
   test_a_float: float = 0.5
   test_a_bool: bool = False
-  test_a_path: str | None = None  # where
+
+  # Second group
+
+  test_a_path: str | None = None  # where to, which takes
+  # more than a line to say
   test_a_list: tuple[int, ...] | None = None  # which
+  test_a_bound: float | None = 1.0  # how far
 
 
 def test_flags_from_a_config():
-  program.define_flags(Config)
+  assert program.define_flags(Config) == ['First group', 'Second group']
   values = flags.FLAGS
   try:
     values(['program'])
     assert program.config_from_flags(Config) == Config()
     assert values['test_an_int'].help == 'updates; somebody 2020'
+    assert values['test_a_path'].help == 'where to, which takes more than a line to say'
+    assert 'test_a_bool' in values.module_help('First group')
+    assert 'test_a_bool' not in values.module_help('Second group')
     values(['program', '--test_an_int=4', '--test_a_float=1e-3', '--test_a_bool',
             '--test_a_path=x', '--test_a_list=1,5'])  # fmt: skip
-    assert program.config_from_flags(Config) == Config(4, 1e-3, True, 'x', (1, 5))
+    assert program.config_from_flags(Config) == Config(4, 1e-3, True, 'x', (1, 5), 1.0)
+    values(['program', '--test_a_bound=none', '--notest_a_bool'])
+    assert program.config_from_flags(Config).test_a_bound is None
+    values(['program', '--test_a_bound=2.5'])
+    assert program.config_from_flags(Config).test_a_bound == 2.5
+    with pytest.raises(flags.IllegalFlagValueError, match='test_a_bound=nothing'):
+      values(['program', '--test_a_bound=nothing'])
     values(['program', '--test_a_list=1,b'])
     with pytest.raises(ValueError, match='--test_a_list: expected integers, got 1,b'):
       program.config_from_flags(Config)
@@ -56,3 +92,98 @@ def test_what_only_a_command_line_can_get_wrong(flag: str, message: str):
   )  # fmt: skip
   assert run.returncode == 1
   assert message in run.stderr and 'Traceback' not in run.stderr
+
+
+def test_a_platform_that_is_not_there_is_explained():
+  """JAX says nothing of it."""
+  with (
+    pytest.raises(ValueError) as error,
+    mock.patch.object(jax, 'devices', side_effect=AssertionError),
+  ):
+    program._set_up_jax(None)
+  assert str(error.value) == (
+    '--jax_platform_name=None: JAX finds no such device here; expected cpu, or cuda on a GPU'
+  )
+
+
+def test_help_lists_the_flags_in_groups_with_type_default_and_source():
+  run = subprocess.run(
+    [sys.executable, '-m', 'offline_zoo.dqn.run_atari', '--help'],
+    capture_output=True, text=True, check=True,
+  )  # fmt: skip
+  assert run.stdout.startswith('Trains offline DQN on logged Atari play')
+  groups = ['Game and data:', 'Results:', 'Protocol:', 'Learning:', 'Machine:']
+  positions = [run.stdout.index(f'\n{group}\n') for group in groups]
+  assert positions == sorted(positions)
+  learning = run.stdout[positions[3] : positions[4]]
+  for text in ('--batch_size: transitions an update; paper', "(default: '32')", '(an integer)'):
+    assert text in learning
+  module = importlib.import_module('offline_zoo.dqn.run_atari')
+  for field in dataclasses.fields(module.Config):
+    assert f'--{field.name}:' in run.stdout.replace('--[no]', '--'), field.name
+
+
+@pytest.mark.parametrize('seconds', [0.2, 0.8, 1.6])
+def test_ctrl_c_while_the_program_starts_leaves_no_traceback(seconds: float):
+  process = subprocess.Popen(
+    [sys.executable, '-c', STARTED], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+  )
+  assert process.stdout is not None and process.stdout.readline() == 'started\n'
+  time.sleep(seconds)
+  process.send_signal(signal.SIGINT)
+  _, error = process.communicate(timeout=60)
+  assert process.returncode in (1, -signal.SIGINT)
+  assert 'Traceback' not in error
+
+
+def test_the_version_comes_from_the_package_which_need_not_be_installed(monkeypatch):
+  version = importlib.metadata.version
+
+  def of_others(name: str) -> str:
+    if name.replace('-', '_') == 'offline_zoo':
+      raise importlib.metadata.PackageNotFoundError(name)
+    return version(name)
+
+  monkeypatch.setattr(importlib.metadata, 'version', of_others)
+  assert results._session()['versions']['offline_zoo'] == offline_zoo.__version__
+
+
+def test_what_steers_a_terminal_is_not_printed():
+  assert program.first_line(ValueError('a\x1b[2Jb\x07\nc')) == 'a\ufffd[2Jb\ufffd'
+  record = logging.makeLogRecord(
+    {'msg': '%s: bad', 'args': ('x\x1b]0;y',), 'pathname': program.__file__}
+  )
+  assert program._is_for_users(record)
+  assert record.getMessage() == 'x\ufffd]0;y: bad'
+
+
+def test_there_may_be_no_home(monkeypatch):
+  def home():
+    raise RuntimeError('Could not determine home directory.')
+
+  monkeypatch.delenv('XDG_CACHE_HOME', raising=False)
+  monkeypatch.setattr(pathlib.Path, 'home', home)
+  assert program.user_cache_dir() is None
+  monkeypatch.setenv('XDG_CACHE_HOME', '/somewhere')
+  assert program.user_cache_dir() == pathlib.Path('/somewhere/offline_zoo')
+
+
+@dataclasses.dataclass(frozen=True)
+class Checked:
+  number: int | float | None = 1
+
+
+def test_checks_name_the_flag():
+  for good in (1, program.MAX_INT, 0.5, None):
+    program.check_positive(Checked(good), 'number')
+  for bad in (0, -1, program.MAX_INT + 1, 2**70, math.inf, math.nan, -0.5):
+    with pytest.raises(ValueError, match=f'--number={bad}: expected'):
+      program.check_positive(Checked(bad), 'number')
+  for good in (0, 1, 0.5):
+    program.check_in_unit_interval(Checked(good), 'number')
+  for bad in (-0.1, 1.1, math.nan):
+    with pytest.raises(ValueError, match=rf'--number={bad}: expected a number in \[0, 1\]'):
+      program.check_in_unit_interval(Checked(bad), 'number')
+  for bad in (-0.1, math.inf, math.nan):
+    with pytest.raises(ValueError, match=f'--number={bad}: expected 0 or more'):
+      program.check_not_negative(Checked(bad), 'number')
