@@ -50,17 +50,17 @@ class Game:
 
   @property
   def rom(self) -> str:
-    """The ROM id by which `ale_py.roms.get_rom_path` finds the game, such as `ms_pacman`."""
+    """Names the ROM by which `ale_py.roms.get_rom_path` finds the game, such as `ms_pacman`."""
     return self.name
 
   @property
   def directory(self) -> str:
-    """The game's directory in the bucket gs://atari-replay-datasets/dqn, such as `MsPacman`."""
+    """Names the directory in the bucket gs://atari-replay-datasets/dqn, such as `MsPacman`."""
     return ''.join(word.capitalize() for word in self.name.split('_'))
 
   @property
   def gym_id(self) -> str:
-    """The Gymnasium id that `ale_py` registers for the game, such as `ALE/MsPacman-v5`."""
+    """Names what `ale_py` registers with Gymnasium for the game, such as `ALE/MsPacman-v5`."""
     return f'ALE/{self.directory}-v5'
 
 
@@ -172,7 +172,7 @@ def human_normalized_score(name: str, episode_return: float) -> float | None:
 
 
 def capped_human_normalized_score(name: str, episode_return: float) -> float | None:
-  """Like `human_normalized_score`, but at most 1: nothing is gained past human level."""
+  """Caps `human_normalized_score` at 1: nothing is gained past human level."""
   score = human_normalized_score(name, episode_return)
   return None if score is None else min(score, 1.0)  # In this order, NaN stays NaN.
 

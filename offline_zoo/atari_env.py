@@ -91,20 +91,20 @@ class AtariEnv(dm_env.Environment):
 
   @property
   def action_meanings(self) -> list[str]:
-    """Names of the minimal action set, in the order that logged actions index it."""
+    """Names the minimal action set, in the order that logged actions index it."""
     return self._env.get_action_meanings()
 
   @property
   def lives(self) -> int:
-    """Lives left, 0 in games that have none."""
+    """Counts the lives left, 0 in games that have none."""
     return self._env.ale.lives()
 
   def ram(self) -> np.ndarray:
-    """The console's memory, [128] uint8: what scripted behaviour policies read."""
+    """Reads the console's memory, [128] uint8, as scripted behaviour policies do."""
     return self._env.ale.getRAM()
 
   def render(self) -> np.ndarray:
-    """The screen in colour, [210, 160, 3] uint8, for pictures and videos."""
+    """Shows the screen in colour, [210, 160, 3] uint8, for pictures and videos."""
     return self._env.ale.getScreenRGB()
 
   def close(self) -> None:

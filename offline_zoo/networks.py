@@ -41,7 +41,7 @@ def preprocess(frames: jax.Array) -> jax.Array:
 
 
 def nature_torso(x: jax.Array, w_init: hk.initializers.Initializer) -> jax.Array:
-  """The three convolutions of Mnih et al. 2015, flattened: [B, 84, 84, 4] float32 to [B, 7744].
+  """Applies Mnih et al. 2015's convolutions, flattened: [B, 84, 84, 4] float32 to [B, 7744].
 
   SAME padding, as Dopamine and batch_rl have it (feature maps of 21, 11 and 11 pixels a side);
   Mnih et al., DQN Zoo and PyTorch code use VALID (20, 9 and 7 a side, 3136 features).
@@ -55,7 +55,7 @@ def nature_torso(x: jax.Array, w_init: hk.initializers.Initializer) -> jax.Array
 
 
 def dqn_network(num_actions: int) -> hk.Transformed:
-  """The Nature DQN network: convolutions, 512 hidden units, one value for each action.
+  """Makes the Nature DQN network: convolutions, 512 hidden units, a value for each action.
 
   Initialised as Dopamine does it: Glorot uniform weights, that is
   U(-sqrt(6 / (fan_in + fan_out)), +same), and zero biases.
@@ -70,12 +70,12 @@ def dqn_network(num_actions: int) -> hk.Transformed:
 
 
 def _batch_rl_init() -> hk.initializers.Initializer:
-  """Variance scaling of 1/sqrt(3), fan in, uniform: U(-sqrt(sqrt(3) / fan_in), +same)."""
+  """Scales by a variance of 1/sqrt(3), fan in: U(-sqrt(sqrt(3) / fan_in), +same)."""
   return hk.initializers.VarianceScaling(1.0 / 3.0**0.5, 'fan_in', 'uniform')
 
 
 def quantile_network(num_actions: int, num_quantiles: int) -> hk.Transformed:
-  """The DQN network with `num_quantiles` outputs for each action (Dabney et al. 2017).
+  """Makes a DQN network with `num_quantiles` outputs for each action (Dabney et al. 2017).
 
   Initialised as batch_rl does it: variance scaling of 1/sqrt(3), fan in, uniform; zero biases.
   """
@@ -91,7 +91,7 @@ def quantile_network(num_actions: int, num_quantiles: int) -> hk.Transformed:
 
 
 def multi_head_network(num_actions: int, num_heads: int) -> hk.Transformed:
-  """The DQN network with `num_heads` values for each action (Agarwal et al. 2020).
+  """Makes a DQN network with `num_heads` values for each action (Agarwal et al. 2020).
 
   All heads share all layers but the last. Initialised as `quantile_network` is.
   """
@@ -107,7 +107,10 @@ def multi_head_network(num_actions: int, num_heads: int) -> hk.Transformed:
 
 
 def behaviour_network(num_actions: int) -> hk.Transformed:
-  """Shared convolutions, a stream of values and one of behaviour logits (Fujimoto et al. 2019).
+  """Makes a network of values and behaviour logits (Fujimoto et al. 2019).
+
+  They share the convolutions; each has a hidden layer of its own.
+
 
   As in the authors' code, and unlike in the networks above, grey levels go in as they are, from 0
   to 255. Weights as PyTorch initialises layers, which that code leaves to it: U(-1/sqrt(fan_in),

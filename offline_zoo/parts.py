@@ -59,7 +59,7 @@ class Agent(Protocol):
 
   @property
   def statistics(self) -> Mapping[str, float]:
-    """What the agent has to say of its last action, such as `state_value`."""
+    """Says what the agent thinks of its last action, such as `state_value`."""
 
 
 class Learner(Agent, Protocol):
@@ -82,7 +82,7 @@ class Learner(Agent, Protocol):
     """Makes this many updates; returns the mean of each metric over them."""
 
   def get_state(self) -> Any:
-    """A copy of the learner's state, a pytree of NumPy arrays."""
+    """Copies the learner's state, a pytree, into NumPy arrays."""
 
   def set_state(self, state: Any) -> None:
     """Goes on from a state that `get_state` gave."""
@@ -150,7 +150,7 @@ class EpisodeTracker:
       self.episode_clipped_returns.append(float(self._clipped_return))
 
   def get(self) -> dict[str, float]:
-    """Statistics of the finished episodes, of which there must be one."""
+    """Averages over the finished episodes, of which there must be one."""
     return {
       'episode_return': float(np.mean(self.episode_returns)),
       'episode_clipped_return': float(np.mean(self.episode_clipped_returns)),
@@ -191,7 +191,7 @@ class StatisticsTracker:
 
 
 def evaluation_seed(seed: int, iteration: int) -> tuple[int, jax.Array]:
-  """The emulator's seed and the agent's key for the evaluation after an iteration."""
+  """Draws the emulator's seed and the agent's key for the evaluation after an iteration."""
   environment_seed, key_seed = np.random.SeedSequence((seed, iteration)).generate_state(2)
   return int(environment_seed), jax.random.PRNGKey(key_seed)
 
@@ -272,7 +272,10 @@ def learn_loop(update: Callable) -> Callable:
 
 
 def chunk_size(num_updates: int) -> int:
-  """The largest divisor that is not too large: chunks are equal, so that `learn` compiles once."""
+  """Finds the largest divisor that is not too large.
+
+  Chunks are equal, so that `learn` compiles once.
+  """
   return max(n for n in range(1, MAX_UPDATES_PER_CHUNK + 1) if num_updates % n == 0)
 
 
@@ -335,7 +338,7 @@ class Progress:
 
   @property
   def iteration(self) -> int:
-    """The number, from 1, of the iteration under way."""
+    """Counts from 1 to the iteration under way."""
     return len(self.rows) + 1
 
   def add(self, metrics: Mapping[str, float], num_updates: int, seconds: float) -> None:
@@ -346,7 +349,7 @@ class Progress:
     self.seconds += seconds
 
   def means(self) -> dict[str, float]:
-    """The metrics' means over the iteration so far."""
+    """Averages the metrics over the iteration so far."""
     return {name: value / self.num_updates for name, value in self.metric_sums.items()}
 
   def finish_iteration(

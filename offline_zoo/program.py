@@ -56,7 +56,7 @@ def _make_flag(name: str, kind: Any, default: Any, text: str) -> flags.Flag:
 
 
 def _help_texts(config_class: type) -> dict[str, tuple[str, str]]:
-  """For each field of a Config its group and its help, as the comments in its source say.
+  """Reads each field's group and help from the comments in a Config's source.
 
   A field's help is the comment on its line and on the lines right below it. A comment that stands
   alone between blank lines begins a group.
@@ -91,7 +91,7 @@ def define_flags(config_class: type) -> list[str]:
 
 
 def config_from_flags(config_class: type) -> Any:
-  """The Config that the parsed flags ask for.
+  """Makes the Config that the parsed flags ask for.
 
   Raises:
     ValueError: a flag has an empty value, or a list flag holds something other than integers.
@@ -156,7 +156,7 @@ def check_experiment(config: Any) -> None:
 
 
 def progress_bar(total: int, description: str, unit: str, initial: int = 0) -> tqdm:
-  """A bar on a terminal, nothing elsewhere."""
+  """Shows a bar on a terminal, nothing elsewhere."""
   return tqdm(
     total=total, initial=initial, desc=description, unit=unit, leave=False, disable=None,
     dynamic_ncols=True,
@@ -164,7 +164,10 @@ def progress_bar(total: int, description: str, unit: str, initial: int = 0) -> t
 
 
 def user_cache_dir() -> pathlib.Path | None:
-  """Where what can be made again is kept: $XDG_CACHE_HOME/offline_zoo; None without a home."""
+  """Finds where to keep what can be made again: $XDG_CACHE_HOME/offline_zoo.
+
+  None without a home directory.
+  """
   try:
     home = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
   except RuntimeError:  # HOME is not set, and the user is not listed
@@ -173,12 +176,12 @@ def user_cache_dir() -> pathlib.Path | None:
 
 
 def printable(text: str) -> str:
-  """A text without what could steer a terminal, as names and contents of files can."""
+  """Replaces what could steer a terminal, as names and contents of files can."""
   return ''.join(c if c.isprintable() or c == '\n' else '\N{REPLACEMENT CHARACTER}' for c in text)
 
 
 def first_line(error: BaseException) -> str:
-  """What an error says, in one line that a terminal can be given."""
+  """Puts what an error says in one line that a terminal can be given."""
   return printable(str(error).strip().split('\n')[0][:500])
 
 

@@ -81,7 +81,7 @@ class ReplayData:
 
 
 def _valid_runs(terminal: np.ndarray, n_step: int) -> tuple[np.ndarray, np.ndarray]:
-  """First rows and lengths of the runs of valid rows among a shard's usable rows.
+  """Finds first rows and lengths of the runs of valid rows among a shard's usable rows.
 
   Row i is valid if i-3 .. i+n are usable and none of i-3 .. i-1 is terminal.
   """
@@ -109,12 +109,12 @@ class _Plan(NamedTuple):
 
   @property
   def num_bytes(self) -> int:
-    """Of one set."""
+    """Counts the bytes of one set."""
     return sum(math.prod(shape) * dtype.itemsize for shape, dtype in self.shapes.values())
 
 
 def _plan(logs: encoded_shards.EncodedLogs, num_runs: Sequence[int], num_shards: int) -> _Plan:
-  """What so many resident shards take, whichever they are; exact for all of them.
+  """Plans what so many resident shards take, whichever they are; exact for all of them.
 
   Args:
     logs: all shards.
@@ -150,7 +150,7 @@ def _plan_for(
   memory_gb: float | None,
   wanted: int | None,
 ) -> _Plan:
-  """The plan with as many shards as fit, or with the number that is wanted; see `Logs`."""
+  """Plans with as many shards as fit, or with the number that is wanted; see `Logs`."""
   budget = _default_memory() if memory_gb is None else 1e9 * memory_gb
   total = len(logs.shards)
   if wanted is not None and wanted > total:
@@ -167,7 +167,7 @@ def _plan_for(
 
 
 def _default_memory() -> float:
-  """Bytes that resident data may take if nothing is said: see `Logs`."""
+  """Chooses how many bytes resident data may take if nothing is said: see `Logs`."""
   stats = jax.local_devices()[0].memory_stats()
   if stats and 'bytes_limit' in stats:
     return stats['bytes_limit'] - stats['bytes_in_use'] - _ACCELERATOR_MARGIN
@@ -254,7 +254,7 @@ class Logs:
     self._loader = concurrent.futures.ThreadPoolExecutor(1, 'replay')
 
   def describe(self) -> str:
-    """What is resident: shards, rows, bytes and logged returns, in one line."""
+    """Says what is resident in one line: shards, rows, bytes and logged returns."""
     plan, total = self._plan, len(self.shards)
     which, twice = f'all {total} shards', ''
     if plan.num_sets == 2:
@@ -267,7 +267,7 @@ class Logs:
     )
 
   def resident_shards(self, iteration: int) -> list[int]:
-    """The numbers of the shards that an iteration samples from."""
+    """Draws the numbers of the shards that an iteration samples from."""
     if self._plan.num_sets == 1:
       return self.shards
     rng = np.random.default_rng((self._seed, iteration))
@@ -275,7 +275,7 @@ class Logs:
     return [self.shards[i] for i in sorted(chosen)]
 
   def resident(self, iteration: int, num_iterations: int | None = None) -> ReplayData:
-    """What an iteration samples from.
+    """Gives what an iteration samples from.
 
     If shards change, begins to load what comes next, unless this is the last of `num_iterations`.
     Whoever asks for an iteration must drop the one before.
@@ -352,7 +352,7 @@ def _fill(array: np.ndarray, parts: Sequence[np.ndarray], occurs: np.ndarray | N
 
 
 def cache_dir(flag: str | None) -> pathlib.Path | None:
-  """The directory that --replay_cache_dir asks for.
+  """Chooses the directory that --replay_cache_dir asks for.
 
   It is $XDG_CACHE_HOME/offline_zoo/replay if nothing is asked for, and None if "none" is.
 
@@ -381,7 +381,7 @@ def load(
 
 
 def valid_rows(data: ReplayData) -> jax.Array:
-  """The rows [V] int32 that a transition can begin at, ascending."""
+  """Lists the rows [V] int32 that a transition can begin at, ascending."""
   return _nth_valid_row(data, jnp.arange(data.run_ends[-1]))
 
 
@@ -391,7 +391,7 @@ def _nth_valid_row(data: ReplayData, n: jax.Array) -> jax.Array:
 
 
 def gather(data: ReplayData, rows: jax.Array) -> Transition:
-  """The transitions that begin at these rows [B]; pure.
+  """Gathers the transitions that begin at these rows [B]; pure.
 
   Rows must be among `valid_rows(data)`: for others the result means nothing.
   """
@@ -418,6 +418,6 @@ def gather(data: ReplayData, rows: jax.Array) -> Transition:
 
 
 def sample(data: ReplayData, rng_key: jax.Array, batch_size: int) -> Transition:
-  """A batch of transitions, each uniform over all valid rows of all shards, with replacement."""
+  """Draws transitions, each uniformly from all valid rows of all shards, with replacement; pure."""
   picked = jax.random.randint(rng_key, (batch_size,), 0, data.run_ends[-1])
   return gather(data, _nth_valid_row(data, picked))

@@ -37,7 +37,7 @@ class LearnerState(NamedTuple):
 
 
 def masked_values(q_values: jax.Array, behaviour_logits: jax.Array, threshold: float) -> jax.Array:
-  """The values, -inf for actions that the behaviour policy finds too unlikely: [..., A].
+  """Puts -inf for the values [..., A] of actions that the behaviour policy finds too unlikely.
 
   An action is allowed when its probability is strictly more than `threshold` of the most likely
   one's, as in the paper and the authors' code; Tianshou allows equality.
@@ -65,7 +65,7 @@ def loss(
   behaviour_weight: float,
   logits_penalty: float,
 ) -> jax.Array:
-  """Huber loss of the value, plus losses of the behaviour policy, per example [B].
+  """Computes Huber loss of the value plus losses of the behaviour policy, per example [B].
 
   The behaviour policy's are the negative log-likelihood of the logged action (paper) and the mean
   squared logit (authors' code).
@@ -204,6 +204,8 @@ class Bcq:
     self._learn = parts.learn_loop(update)
     self._act = jax.jit(act)
     self.reset(jax.random.fold_in(rng_key, 0))
+
+  # What follows is the same text in every agent, so that each file can be read alone.
 
   def learn(self, num_updates: int) -> Mapping[str, float]:
     """Makes this many updates; returns the mean of each metric over them."""

@@ -15,7 +15,7 @@ from . import agent
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """The experiment; each field is a flag. "Paper" is Fujimoto et al. 2019.
+  """The experiment. Each field is a flag, with its comment as help. "Paper" is Fujimoto et al. 2019.
 
   Iterations and evaluation are as in Agarwal et al. 2020, so that curves can be compared.
   """
@@ -50,7 +50,8 @@ class Config:
   discount: float = 0.99  # of one agent step; paper
   max_abs_reward: float | None = 1.0  # bound of each reward, either way; none: raw rewards; paper
   target_network_update_period: int = 8_000  # gradient updates; paper
-  threshold: float = 0.3  # least probability of an allowed action, of the likeliest one's; paper
+  threshold: float = 0.3  # an action is allowed if the behaviour policy's probability of it is more
+  # than this fraction of its likeliest action's; paper
   behaviour_weight: float = 1.0  # of the behaviour policy's log-likelihood; paper
   logits_penalty: float = 0.01  # weight of the mean squared behaviour logits; authors' code
   learning_rate: float = 0.0000625  # of Adam; authors' code

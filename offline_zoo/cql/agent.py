@@ -1,4 +1,6 @@
-"""Offline CQL: conservative Q-learning (Kumar et al. 2020), discrete CQL(H) on QR-DQN.
+"""Offline CQL: conservative Q-learning (Kumar et al. 2020, arXiv 2006.04779).
+
+Discrete CQL(H) on QR-DQN:
 
   loss = QR-DQN's loss + alpha * (log sum_a exp Q(s, a) - Q(s, logged a)),   Q = mean over quantiles
 
@@ -45,7 +47,7 @@ def loss(
   dist_q_target_t: jax.Array,
   alpha: float,
 ) -> jax.Array:
-  """The quantile Huber loss plus alpha times the conservative loss, per example [B].
+  """Computes the quantile Huber loss plus alpha times the conservative loss, per example [B].
 
   Kumar et al. 2020, equation 4 (CQL(H)), on Q(s, a), the mean over quantiles. The quantile loss
   (Dabney et al. 2017, equation 10, kappa 1) is summed over the N predicted quantiles and averaged
@@ -77,7 +79,7 @@ def loss(
 
 
 def conservative_loss(q_tm1: jax.Array, a_tm1: jax.Array) -> jax.Array:
-  """log sum_a exp Q(s, a) - Q(s, logged a), of q_tm1 [B, A] and a_tm1 [B]: [B]."""
+  """Computes log sum_a exp Q(s, a) - Q(s, logged a) [B], of q_tm1 [B, A] and a_tm1 [B]."""
   return jax.nn.logsumexp(q_tm1, axis=-1) - rlax.batched_index(q_tm1, a_tm1)
 
 
@@ -180,6 +182,8 @@ class Cql:
     self._learn = parts.learn_loop(update)
     self._act = jax.jit(act)
     self.reset(jax.random.fold_in(rng_key, 0))
+
+  # What follows is the same text in every agent, so that each file can be read alone.
 
   def learn(self, num_updates: int) -> Mapping[str, float]:
     """Makes this many updates; returns the mean of each metric over them."""

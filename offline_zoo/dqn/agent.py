@@ -1,4 +1,6 @@
-"""Offline DQN: deep Q-learning (Mnih et al. 2015) from logged play alone (Agarwal et al. 2020).
+"""Offline DQN: Q-learning from logged play alone (Agarwal et al. 2020, arXiv 1907.04543).
+
+The algorithm is Mnih et al. 2015's.
 
   y = r + discount * max_a' Q_target(s', a')        loss = Huber(y - Q(s, a))
 
@@ -43,7 +45,9 @@ def loss(
   discount_t: jax.Array,
   q_target_t: jax.Array,
 ) -> jax.Array:
-  """The Huber loss of the Q-learning error (Mnih et al. 2015, algorithm 1), per example [B].
+  """Computes the Huber loss of the Q-learning error, per example [B].
+
+  Mnih et al. 2015, algorithm 1.
 
   Args:
     q_tm1: [B, A] online values of the states acted in.
@@ -143,6 +147,8 @@ class Dqn:
     self._learn = parts.learn_loop(update)
     self._act = jax.jit(act)
     self.reset(jax.random.fold_in(rng_key, 0))
+
+  # What follows is the same text in every agent, so that each file can be read alone.
 
   def learn(self, num_updates: int) -> Mapping[str, float]:
     """Makes this many updates; returns the mean of each metric over them."""

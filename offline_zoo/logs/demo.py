@@ -2,8 +2,8 @@
 
   python -m offline_zoo.logs.demo --environment_name=pong --replay_dir=/tmp/pong_logs
 
-Pong and Breakout are played by scripted policies (demo_policies.py) that act at random at a rate
-drawn for each episode, so that returns spread from poor to good. Every other game is played
+Freeway, Pong and Breakout are played by scripted policies (demo_policies.py) that act at random at
+a rate drawn for each episode, so that returns spread from poor to good. Every other game is played
 uniformly at random. Rewards are logged raw. An episode that is cut at the frame limit is logged as
 ended, as it is in the public data. The same flags give the same rows, and on the same kind of
 processor, by which isal chooses how to compress, the same bytes.

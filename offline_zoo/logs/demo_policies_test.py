@@ -6,11 +6,11 @@ import pytest
 from offline_zoo.logs import demo, demo_policies
 
 
-@pytest.mark.parametrize('game, at_least', [('pong', 12), ('breakout', 100)])
+@pytest.mark.parametrize('game, at_least', [('freeway', 20), ('pong', 12), ('breakout', 100)])
 def test_scripted_policies_play_well_without_random_actions(
   game: str, at_least: float, monkeypatch
 ):
-  """Far above chance (-20 and 1)."""
+  """Far above chance (0, -20 and 1)."""
   make_policy, _ = demo_policies.POLICIES[game]
   monkeypatch.setitem(demo_policies.POLICIES, game, (make_policy, 0.0))
   config = demo.Config(environment_name=game)

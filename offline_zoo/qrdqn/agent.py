@@ -1,4 +1,6 @@
-"""Offline QR-DQN: quantile regression DQN (Dabney et al. 2017), offline as in Agarwal et al. 2020.
+"""Offline QR-DQN: quantile regression DQN (Dabney et al. 2017, arXiv 1710.10044).
+
+Offline as in Agarwal et al. 2020.
 
   y_j = r + discount * z_target_j(s', a*),   a* = argmax_a mean_j z_target_j(s', a)
   loss = sum_i mean_j |tau_i - 1[u_ij < 0]| * Huber(u_ij),   u_ij = y_j - z_i(s, a)
@@ -43,7 +45,9 @@ def loss(
   discount_t: jax.Array,
   dist_q_target_t: jax.Array,
 ) -> jax.Array:
-  """The quantile Huber loss with kappa 1 (Dabney et al. 2017, equation 10), per example [B].
+  """Computes the quantile Huber loss with kappa 1, per example [B].
+
+  Dabney et al. 2017, equation 10.
 
   Summed over the N predicted quantiles, averaged over the target's. The next action is greedy in
   the target network's means, as in batch_rl, which made the offline curves to compare with, and in
@@ -150,6 +154,8 @@ class QrDqn:
     self._learn = parts.learn_loop(update)
     self._act = jax.jit(act)
     self.reset(jax.random.fold_in(rng_key, 0))
+
+  # What follows is the same text in every agent, so that each file can be read alone.
 
   def learn(self, num_updates: int) -> Mapping[str, float]:
     """Makes this many updates; returns the mean of each metric over them."""

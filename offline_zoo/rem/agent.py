@@ -1,4 +1,6 @@
-"""Offline REM: random ensemble mixture (Agarwal et al. 2020); and Ensemble-DQN, by one argument.
+"""Offline REM: random ensemble mixture (Agarwal et al. 2020, arXiv 1907.04543).
+
+And Ensemble-DQN, by one argument.
 
   Q_mix(s, a) = sum_k alpha_k Q_k(s, a),   alpha a new random convex combination for each batch
   y = r + discount * max_a' Q_mix_target(s', a')        loss = Huber(y - Q_mix(s, a))
@@ -43,7 +45,7 @@ def loss(
   q_heads_target_t: jax.Array,
   mixtures: jax.Array,
 ) -> jax.Array:
-  """The Huber loss of mixed values, averaged over mixtures, per example [B].
+  """Computes the Huber loss of mixed values, averaged over mixtures, per example [B].
 
   Agarwal et al. 2020, equation 4. The maximum is taken over the mixed values of the target network.
   With the identity for `mixtures` each head is a mixture of its own: Ensemble-DQN.
@@ -70,7 +72,7 @@ def loss(
 
 
 def random_mixtures(rng_key: jax.Array, num_heads: int, num_mixtures: int) -> jax.Array:
-  """Random convex combinations, [num_heads, num_mixtures]: uniform draws divided by their sum."""
+  """Draws convex combinations [num_heads, num_mixtures]: uniform draws divided by their sum."""
   # Never 0, which a single head's draw cannot be divided by.
   draws = jax.random.uniform(rng_key, (num_heads, num_mixtures), minval=jnp.finfo(jnp.float32).tiny)
   return draws / jnp.sum(draws, axis=0, keepdims=True)
@@ -174,6 +176,8 @@ class Rem:
     self._learn = parts.learn_loop(update)
     self._act = jax.jit(act)
     self.reset(jax.random.fold_in(rng_key, 0))
+
+  # What follows is the same text in every agent, so that each file can be read alone.
 
   def learn(self, num_updates: int) -> Mapping[str, float]:
     """Makes this many updates; returns the mean of each metric over them."""

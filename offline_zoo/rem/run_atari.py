@@ -15,7 +15,7 @@ from . import agent
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """The experiment; each field is a flag. "Paper" is Agarwal et al. 2020, as its code has it.
+  """The experiment. Each field is a flag, with its comment as help. "Paper" is Agarwal et al. 2020, as its code has it.
 
   batch_rl counts agent steps, of which there are four to an update: its 250,000 an iteration and
   target period of 8,000 are the 62,500 and 2,000 here.
