@@ -111,7 +111,6 @@ def behaviour_network(num_actions: int) -> hk.Transformed:
 
   They share the convolutions; each has a hidden layer of its own.
 
-
   As in the authors' code, and unlike in the networks above, grey levels go in as they are, from 0
   to 255. Weights as PyTorch initialises layers, which that code leaves to it: U(-1/sqrt(fan_in),
   +same). Biases are zero here; PyTorch draws them like the weights.

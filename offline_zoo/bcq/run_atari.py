@@ -15,9 +15,10 @@ from . import agent
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """The experiment. Each field is a flag, with its comment as help. "Paper" is Fujimoto et al. 2019.
+  """The experiment. Each field is a flag, and its comment the help.
 
-  Iterations and evaluation are as in Agarwal et al. 2020, so that curves can be compared.
+  "Paper" is Fujimoto et al. 2019. Iterations and evaluation are as in Agarwal et al. 2020, so that
+  curves can be compared.
   """
 
   # Game and data

@@ -15,10 +15,11 @@ from . import agent
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """The experiment. Each field is a flag, with its comment as help. "Paper" is Kumar et al. 2020, as its code has it.
+  """The experiment. Each field is a flag, and its comment the help.
 
-  That code counts agent steps, of which there are four to an update: its 250,000 an iteration and
-  target period of 8,000 are the 62,500 and 2,000 here.
+  "Paper" is Kumar et al. 2020, as its code has it. That code counts agent steps, of which there are
+  four to an update: its 250,000 an iteration and target period of 8,000 are the 62,500 and 2,000
+  here.
   """
 
   # Game and data
