@@ -146,7 +146,7 @@ def check_experiment(config: Any) -> None:
   """Checks the flags that every agent's experiment has."""
   check_positive(
     config, 'max_rows_per_shard', 'replay_memory_gb', 'num_iterations', 'num_updates_per_iteration',
-    'eval_steps', 'max_abs_reward',
+    'eval_steps',
   )  # fmt: skip
   check_in_unit_interval(config, 'eval_epsilon', 'sticky_action_probability')
   check(config, 'seed', 0 <= config.seed < 2**32, '0 or more, and less than 2^32')

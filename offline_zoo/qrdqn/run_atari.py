@@ -64,8 +64,8 @@ class Config:
   def __post_init__(self):
     program.check_experiment(self)
     program.check_positive(
-      self, 'batch_size', 'n_step', 'target_network_update_period', 'num_quantiles',
-      'learning_rate',
+      self, 'batch_size', 'n_step', 'max_abs_reward', 'target_network_update_period',
+      'num_quantiles', 'learning_rate',
     )  # fmt: skip
     program.check_in_unit_interval(self, 'discount', 'adam_epsilon')
 
