@@ -2,35 +2,37 @@
 
   python -m benchmarks.agreement --replay_dir=<logs> runs/cql/pong/1 runs/bcq/pong/1
 
-Each run is named by the directory of its config.json, with its checkpoint in it. States are drawn
+Each run is named by the directory of its CSV, with its checkpoint in it. States are drawn
 uniformly from the logs' valid rows; agents act as in evaluation, random actions included. A policy
 that always does the most frequent action agrees in all of that action's states and in none else.
 """
 
 import argparse
 import importlib
-import json
 import pathlib
 from typing import Any
 
 import jax
 import numpy as np
 
-from offline_zoo import atari_env, replay, results
+from offline_zoo import atari_env, checkpoints, replay
 
 BATCH_SIZE = 100
 
 
 def restored(run: pathlib.Path, data: replay.ReplayData) -> tuple[dict[str, Any], Any]:
   """A run's flags, and its agent as its newest checkpoint has it."""
-  config = json.loads((run / 'config.json').read_text())
-  module = importlib.import_module(f'offline_zoo.{config["agent"]}.run_atari')
+  checkpoint = checkpoints.Checkpoints(run / 'checkpoint').restore()
+  if checkpoint is None:
+    raise SystemExit(f'{run / "checkpoint"}: no checkpoint here')
+  identity = checkpoint.record['identity']
+  module = importlib.import_module(f'offline_zoo.{identity["agent"]}.run_atari')
   flags: dict[str, Any] = {
-    k: tuple(v) if isinstance(v, list) else v for k, v in config['flags'].items()
+    k: tuple(v) if isinstance(v, list) else v for k, v in identity['flags'].items()
   }
   environment = atari_env.AtariEnv(flags['environment_name'], seed=0)
   agent = module.make_agent(module.Config(**flags), environment.action_spec().num_values, data)
-  agent.set_state(results.Checkpoint(run / 'checkpoint').restore_state(agent.get_state()))
+  agent.set_state(checkpoint.state(agent.get_state()))
   return flags, agent
 
 

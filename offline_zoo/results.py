@@ -2,48 +2,106 @@
 
 import csv
 import dataclasses
+import errno
 import fcntl
 import importlib.metadata
 import io
 import json
+import math
 import os
 import pathlib
 import platform
+import stat
 import subprocess
 import tempfile
 from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from absl import logging
 
 import offline_zoo
-from offline_zoo import parts, program, replay
+from offline_zoo import checkpoints, parts, replay
+
+# Every row begins with these.
+_FIRST_COLUMNS = ('environment_name', 'seed', 'iteration', 'num_updates', 'frame')
+_LOCK, _PARTIAL = '.lock', '.partial'
+# Linux takes 4,096; the rest is for what Orbax makes below it.
+_MAX_PATH_BYTES = 3840
+
+
+# Files.
 
 
 def _write_atomically(path: pathlib.Path, text: str) -> None:
   """Writes a file so that whoever looks, whenever, sees the old one or the new one, whole."""
   path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_name(f'.{path.name}.partial')
+  partial = path.with_name(_PARTIAL)
   try:
-    with open(partial, 'w') as file:
+    partial.unlink(missing_ok=True)
+    with open(partial, 'x', encoding='utf-8') as file:
       file.write(text)
       file.flush()
       os.fsync(file.fileno())
     os.replace(partial, path)
+  except OSError as error:
+    raise OSError(error.errno, error.strerror, str(path)) from error  # a full disk names no file
   finally:
     partial.unlink(missing_ok=True)
 
 
-def _check_writable(directory: pathlib.Path, flag: str) -> None:
-  """Makes sure that files can be put in a directory, which need not exist yet."""
-  directory = directory.absolute()
-  nearest = next(path for path in (directory, *directory.parents) if path.exists())
+def _check_path(flag: str, value: str | os.PathLike, is_directory: bool) -> pathlib.Path:
+  """Makes sure that a file or directory can be made, or is there and can be replaced or filled.
+
+  Raises:
+    ValueError: it is a URL, or not UTF-8, which Orbax and JSON need.
+    OSError: it cannot be written, or is of another kind.
+  """
+  text = os.fspath(value)
+  if '://' in text:
+    raise ValueError(f'--{flag}={text}: only local directories work')
   try:
+    text.encode()
+  except UnicodeEncodeError:
+    raise ValueError(f'--{flag}={text}: expected a name in UTF-8') from None
+  path = pathlib.Path(text).absolute()
+  try:
+    around = (path, *path.parents) if is_directory else path.parents
+    nearest = next(directory for directory in around if directory.exists())
+    longest = max(len(part.encode()) for part in path.parts)
+    if longest > os.pathconf(nearest, 'PC_NAME_MAX') or len(str(path).encode()) > _MAX_PATH_BYTES:
+      raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
     tempfile.TemporaryFile(dir=nearest).close()
+    mode = path.lstat().st_mode if os.path.lexists(path) else None
   except OSError as error:
-    raise OSError(f'{flag}: cannot be written: {error}') from error
+    raise OSError(f'--{flag}={text}: cannot be written: {error}') from error
+  if not is_directory and mode is not None and not stat.S_ISREG(mode):
+    kind = 'directory' if stat.S_ISDIR(mode) else 'link or special file'
+    raise OSError(f'--{flag}={text}: is a {kind}, expected a file')
+  return pathlib.Path(text)
+
+
+def _lock(directory: pathlib.Path) -> io.FileIO:
+  """Locks a directory, with a file `.lock` in it, for as long as the file returned is open.
+
+  Raises:
+    BlockingIOError: another process, or other results in this one, have locked it.
+    OSError: it cannot be locked.
+  """
+  path = directory / _LOCK
+  # Whatever is there is not truncated, not followed, and not waited for.
+  flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+  file = io.FileIO(os.open(path, flags, 0o666), 'r+')
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    raise BlockingIOError(
+      f'{directory}: another run is writing in this directory; wait for it, or give another '
+      '--checkpoint_dir and --results_csv_path'
+    ) from None
+  except OSError as error:
+    raise OSError(error.errno, error.strerror, str(path)) from error
+  return file
 
 
 class CsvWriter:
@@ -58,116 +116,85 @@ class CsvWriter:
     """Writes nothing yet, but makes sure that it could.
 
     Raises:
-      OSError: a file cannot be written there.
+      ValueError: it is a URL or not UTF-8.
+      OSError: a file cannot be written there, or something is there that is no file.
     """
-    self.path = pathlib.Path(path)
-    if self.path.is_dir():
-      raise IsADirectoryError(f'--results_csv_path={self.path}: is a directory, expected a file')
-    _check_writable(self.path.parent, f'--results_csv_path={self.path}')
+    self.path = _check_path('results_csv_path', path, is_directory=False)
 
   def write(self, rows: list[dict[str, Any]]) -> None:
-    """Replaces the file, atomically; makes its directory if need be."""
+    """Replaces the file, atomically; makes its directory if need be. No rows: no file."""
+    if not rows:
+      self.path.unlink(missing_ok=True)
+      return
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator='\n')
     writer.writeheader()
     writer.writerows(rows)
     _write_atomically(self.path, text.getvalue())
 
-
-class Checkpoint:
-  """The newest state of a run in a directory, kept by Orbax.
-
-  A save is atomic: killed, or out of disk space, it leaves the checkpoint before it as it was.
-  """
-
-  def __init__(self, directory: str | os.PathLike):
-    """Writes nothing yet, but makes sure that it could.
-
-    Raises:
-      OSError: files cannot be written there.
-    """
-    self.directory = pathlib.Path(directory).absolute()
-    if self.directory.exists() and not self.directory.is_dir():
-      raise NotADirectoryError(f'--checkpoint_dir={directory}: is a file, expected a directory')
-    _check_writable(self.directory, f'--checkpoint_dir={directory}')
-
-  def _manager(self) -> ocp.CheckpointManager:
-    options = ocp.CheckpointManagerOptions(
-      max_to_keep=1, cleanup_tmp_directories=True, enable_async_checkpointing=False
-    )
-    return ocp.CheckpointManager(self.directory, options=options)
-
-  def save(self, state: Any, record: dict[str, Any]) -> None:
-    """Saves a pytree of arrays and a JSON-able record with it.
-
-    Raises:
-      OSError: it could not be written; the one before, if any, is still there.
-    """
+  def holds(self, environment_name: str, seed: int) -> bool:
+    """Whether what is there, if anything, is such a file, of this game and seed."""
     try:
-      # Claims the space first: when a disk fills up under Orbax, its threads print tracebacks and
-      # go on writing for a while.
-      self.directory.mkdir(parents=True, exist_ok=True)
-      with tempfile.TemporaryFile(dir=self.directory) as file:
-        for array in jax.tree.leaves(state):
-          file.write(bytes(array.nbytes))
-      with self._manager() as manager:
-        manager.save(
-          (manager.latest_step() or 0) + 1,
-          args=ocp.args.Composite(
-            state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record)
-          ),
-        )
-    except Exception as error:  # TensorStore has its own kinds
-      raise OSError(
-        f'{self.directory}: could not write a checkpoint, an earlier one is untouched: '
-        f'{program.first_line(error)}'
-      ) from error
+      text = checkpoints.read_text_file(self.path).decode()
+      header, *rows = csv.reader(io.StringIO(text), strict=True)
+    except FileNotFoundError:
+      return True
+    except (ValueError, csv.Error):  # UnicodeDecodeError is a ValueError
+      return False
+    return tuple(header[: len(_FIRST_COLUMNS)]) == _FIRST_COLUMNS and all(
+      len(row) == len(header) and row[:3] == [environment_name, str(seed), str(i)]
+      for i, row in enumerate(rows, 1)
+    )
 
-  def restore_record(self) -> dict[str, Any] | None:
-    """The newest checkpoint's record; None if there is no checkpoint."""
-    if not self.directory.exists():
-      return None
-    return self._restore(record=ocp.args.JsonRestore())
 
-  def restore_state(self, like: Any) -> Any:
-    """The newest checkpoint's pytree, of NumPy arrays.
+def _member(place: pathlib.Path, stored: Any, name: str) -> Any:
+  """A member of a JSON object that was read from a file; a ValueError if it is not there."""
+  if not isinstance(stored, dict) or name not in stored:
+    raise ValueError(f'{place}: damaged, or not ours: expected a JSON object with "{name}"')
+  return stored[name]
 
-    Args:
-      like: a pytree of NumPy arrays, of the structure, shapes and dtypes that are expected.
 
-    Raises:
-      ValueError: it has another structure, other shapes or dtypes, or is damaged.
-    """
-    state = self._restore(state=ocp.args.StandardRestore(like))
-    for (path, got), want in zip(
-      jax.tree_util.tree_leaves_with_path(state), jax.tree.leaves(like), strict=True
-    ):
-      if (got.shape, got.dtype) != (want.shape, want.dtype):
-        raise ValueError(
-          f'{self.directory}: checkpoint of another network: {jax.tree_util.keystr(path)} is '
-          f'{got.dtype} {list(got.shape)}, not {want.dtype} {list(want.shape)}'
-        )
-    return state
+def _read_progress(place: pathlib.Path, stored: Any, config: parts.Config) -> parts.Progress:
+  """The progress that a record holds; a ValueError if there cannot be such."""
+  values = {f.name: _member(place, stored, f.name) for f in dataclasses.fields(parts.Progress)}
+  progress = parts.Progress(**values)
 
-  def _restore(self, **item: Any) -> Any:
-    with self._manager() as manager:
-      step = manager.latest_step()
-      if step is None:
-        return None
-      try:
-        return manager.restore(step, args=ocp.args.Composite(**item))[next(iter(item))]
-      except Exception as error:
-        raise ValueError(
-          f'{self.directory / str(step)}: damaged, or the checkpoint of another network: '
-          f'{program.first_line(error)}'
-        ) from error
+  def is_number(x: Any) -> bool:
+    return type(x) in (int, float) and -math.inf < x < math.inf
+
+  def is_row(row: Any, iteration: int) -> bool:
+    return (
+      isinstance(row, dict)
+      and list(row) == list(progress.rows[0])
+      and tuple(row)[: len(_FIRST_COLUMNS)] == _FIRST_COLUMNS
+      and [*row.values()][:3] == [config.environment_name, config.seed, iteration]
+      and all(type(x) in (int, float, str, type(None)) for x in row.values())
+    )
+
+  good = {
+    'num_updates': type(progress.num_updates) is int
+    and 0 <= progress.num_updates <= config.num_updates_per_iteration,
+    'metric_sums': isinstance(progress.metric_sums, dict)
+    and all(map(is_number, progress.metric_sums.values())),
+    'seconds': is_number(progress.seconds) and progress.seconds >= 0,
+    'rows': isinstance(progress.rows, list)
+    and all(is_row(row, i) for i, row in enumerate(progress.rows, 1)),
+    'num_resident_shards': progress.num_resident_shards is None
+    or (type(progress.num_resident_shards) is int and progress.num_resident_shards > 0),
+  }
+  for name in good:
+    if not good[name]:
+      raise ValueError(f'{place}: no run has {name} {values[name]}')
+  return progress
 
 
 class Results:
-  """Where a run's CSV, config and checkpoint are, and the run that they belong to.
+  """Where a run's CSV, config and checkpoints are, and the run that they belong to.
+
+  While it lives, no other process can begin to write in these directories.
 
   Attributes:
-    progress: how far the run is: what the newest checkpoint says, or the beginning.
+    progress: how far the run is: what the checkpoint says that it goes on from, or the beginning.
   """
 
   # Flags that may have other values when a run is resumed.
@@ -179,103 +206,171 @@ class Results:
   def __init__(self, config: parts.Config, agent_name: str):
     """Checks what can be checked before data is loaded; writes nothing yet.
 
+    The checkpoint that the run goes on from is chosen and read here, under the directories' locks.
+
     Args:
       config: an agent's Config.
       agent_name: the name of its directory.
 
     Raises:
-      ValueError: the checkpoint there is of another run.
-      FileExistsError: there are results, but no checkpoint that they belong to.
-      OSError: the results or the checkpoint cannot be where the flags say.
+      ValueError: the checkpoint or config.json there is damaged, or of another run.
+      FileExistsError: there are files that do not belong to this run.
+      BlockingIOError: another run writes there.
+      OSError: the results or the checkpoints cannot be where the flags say.
     """
     default = pathlib.Path('runs', agent_name, config.environment_name, str(config.seed))
     self._csv = CsvWriter(config.results_csv_path or default / 'results.csv')
     self._config_path = self._csv.path.with_name('config.json')
-    self._checkpoint = Checkpoint(config.checkpoint_dir or self._csv.path.parent / 'checkpoint')
+    self._checkpoints = checkpoints.Checkpoints(
+      _check_path(
+        'checkpoint_dir',
+        config.checkpoint_dir or self._csv.path.with_name('checkpoint'),
+        is_directory=True,
+      )
+    )
+    self._directories = (self._csv.path.parent, self._checkpoints.directory)
+    self._check_paths_are_apart()
     # As JSON gives it back, so that a stored one compares equal.
     flag_values = json.loads(json.dumps(dataclasses.asdict(config)))
     self._identity = {'agent': agent_name, 'flags': flag_values}
 
-    self._record = self._checkpoint.restore_record()
-    self.progress = parts.Progress(**self._record['progress']) if self._record else parts.Progress()
-    if self._record is None:
-      self._check_nothing_is_overwritten()
-      return
-    stored = self._record['identity']
-    if stored['agent'] != agent_name:
-      raise self._other_run('agent', stored['agent'], agent_name)
-    for name in sorted({*flag_values, *stored['flags']} - {*self._FREE}):
-      if flag_values.get(name) != stored['flags'].get(name):
-        raise self._other_run(f'--{name}', stored['flags'].get(name), flag_values.get(name))
+    self._locks: dict[str, io.FileIO] = {}
+    for directory in self._directories:
+      # Makes no lock where no run was: flags may yet turn out to be wrong.
+      if (directory / _LOCK).exists():
+        self._lock(directory)
+    if self._checkpoints.exist():
+      self._lock(self._checkpoints.directory)
+    self._checkpoint = self._checkpoints.restore()
+    self.progress = parts.Progress()
+    if self._checkpoint is not None:
+      place, record = self._checkpoint.path, self._checkpoint.record
+      self._check_same_run(place, _member(place, record, 'identity'))
+      self.progress = _read_progress(place, _member(place, record, 'progress'), config)
+    self._check_nothing_is_overwritten()
+
+  def _check_paths_are_apart(self) -> None:
+    results_dir, checkpoint_dir = (pathlib.Path(os.path.realpath(d)) for d in self._directories)
+    csv_path = results_dir / self._csv.path.name
+    if self._csv.path.name in ('config.json', _LOCK, _PARTIAL):
+      raise ValueError(f'--results_csv_path={self._csv.path}: another file has that name')
+    for path in (csv_path, *map(csv_path.with_name, ('config.json', _LOCK, _PARTIAL))):
+      if checkpoint_dir.is_relative_to(path):
+        raise ValueError(f'--checkpoint_dir={checkpoint_dir}: {path} is to be a file')
+    if csv_path.is_relative_to(checkpoint_dir):
+      inner = csv_path.relative_to(checkpoint_dir).parts[0]
+      if checkpoints.is_reserved(inner):
+        raise ValueError(f'--results_csv_path={self._csv.path}: {inner} is to be a checkpoint')
+
+  def _lock(self, directory: pathlib.Path) -> None:
+    key = os.path.realpath(directory)  # the two directories may be the same
+    if key not in self._locks:
+      self._locks[key] = _lock(directory)
 
   def _check_nothing_is_overwritten(self) -> None:
-    if self._csv.path.exists():
+    csv_flag = f'--results_csv_path={self._csv.path}'
+    stored_config = self._stored_config()
+    if self._checkpoint is not None:
+      flags = self._identity['flags']
+      if not self._csv.holds(flags['environment_name'], flags['seed']):
+        raise FileExistsError(f"{csv_flag}: exists, and is not this run's; name another")
+      if stored_config is not None:
+        self._check_same_run(self._config_path, stored_config)
+    elif self._csv.path.exists():
       raise FileExistsError(
-        f'--results_csv_path={self._csv.path}: exists, with no checkpoint in '
-        f'{self._checkpoint.directory} to go on from; move it or name another'
+        f'{csv_flag}: exists, with no checkpoint in {self._checkpoints.directory} to go on from; '
+        'move it or name another'
       )
-    others = [path for path in self._csv.path.parent.glob('*.csv') if self._config_path.exists()]
-    if others:
+    elif stored_config is not None and (others := [*self._csv.path.parent.glob('*.csv')]):
       raise FileExistsError(
-        f'--results_csv_path={self._csv.path}: {self._config_path} belongs to {others[0].name}; '
+        f'{csv_flag}: {self._config_path} belongs to {others[0].name}; '
         'name a file in another directory'
       )
 
-  def _other_run(self, name: str, theirs: Any, ours: Any) -> ValueError:
+  def _stored_config(self) -> dict[str, Any] | None:
+    """What config.json holds; None if there is none."""
+    try:
+      stored = json.loads(checkpoints.read_text_file(self._config_path))
+    except FileNotFoundError:
+      return None
+    except (OSError, ValueError, RecursionError):
+      stored = None
+    kinds = {'agent': str, 'flags': dict, 'sessions': list}
+    if (
+      not isinstance(stored, dict)
+      or not all(isinstance(stored.get(name), kind) for name, kind in kinds.items())
+      or not all(isinstance(session, dict) for session in stored['sessions'])
+    ):
+      raise FileExistsError(
+        f'{self._config_path}: exists, and is not the config.json of a run; move it, or name a '
+        '--results_csv_path in another directory'
+      )
+    return stored
+
+  def _check_same_run(self, place: pathlib.Path, stored: Any) -> None:
+    agent, flags = (_member(place, stored, name) for name in ('agent', 'flags'))
+    if agent != self._identity['agent']:
+      raise self._other_run(place, 'agent', agent, self._identity['agent'])
+    if not isinstance(flags, dict):
+      raise ValueError(f'{place}: damaged, or not ours: its flags are {flags}')
+    ours = self._identity['flags']
+    for name in sorted({*ours, *flags} - {*self._FREE}):
+      if flags.get(name) != ours.get(name):
+        raise self._other_run(place, f'--{name}', flags.get(name), ours.get(name))
+
+  def _other_run(self, place: pathlib.Path, name: str, theirs: Any, ours: Any) -> ValueError:
     return ValueError(
-      f'{self._checkpoint.directory}: checkpoint of another run: its {name} is {theirs}, not '
-      f'{ours}; give another --checkpoint_dir and --results_csv_path'
+      f'{place}: of another run: its {name} is {theirs}, not {ours}; give another '
+      '--checkpoint_dir and --results_csv_path'
     )
 
   def resume(self, agent: parts.Learner, logs: replay.Logs) -> parts.Progress:
-    """Brings the agent and the files to where the newest checkpoint was; else to the beginning.
+    """Brings the agent and the files to where the checkpoint was; else to the beginning.
 
     Args:
       agent: as it is at the beginning.
       logs: what it learns from.
 
     Raises:
-      ValueError: the checkpoint is damaged, or of other logs or another network.
-      BlockingIOError: another process writes there.
+      ValueError: the checkpoint is of other logs or another network.
+      BlockingIOError: another run writes there.
+      FileExistsError: files have appeared that do not belong to this run.
     """
     # The logs may have moved, but must hold the same.
     self._identity['replay_checksum'] = logs.checksum
-    progress = self.progress
+    progress, checkpoint = self.progress, self._checkpoint
     progress.num_resident_shards = logs.num_resident_shards
-    if self._record is not None:
-      theirs, ours = (x['replay_checksum'] for x in (self._record['identity'], self._identity))
-      if theirs != ours:
-        raise self._other_run("logs' checksum", theirs, ours)
-      agent.set_state(self._checkpoint.restore_state(agent.get_state()))
+    if checkpoint is not None:
+      theirs = checkpoint.record['identity'].get('replay_checksum')
+      if theirs != logs.checksum:
+        raise self._other_run(checkpoint.path, "logs' checksum", theirs, logs.checksum)
+      state = checkpoint.state(agent.get_state())
 
-    self._lock_directory()
-    if progress.rows:
-      self._csv.write(progress.rows)
+    for directory in self._directories:
+      directory.mkdir(parents=True, exist_ok=True)
+      self._lock(directory)
+    # Whatever was not locked may have changed since.
+    if checkpoint is None and self._checkpoints.exist():
+      raise BlockingIOError(f'{self._checkpoints.directory}: another run has begun here meanwhile')
+    self._check_nothing_is_overwritten()
+    if checkpoint is not None:
+      agent.set_state(state)
+    self._csv.write(progress.rows)
     self._write_config(progress.iteration)
     logging.info('Device: %s', jax.devices()[0].device_kind)
     logging.info('Results: %s', self._csv.path)
     logging.info('Config: %s', self._config_path)
-    logging.info('Checkpoint: %s', self._checkpoint.directory)
-    if self._record is not None:
+    logging.info('Checkpoint: %s', self._checkpoints.directory)
+    if checkpoint is not None:
       logging.info('Resuming in iteration %d, update %d', progress.iteration, progress.num_updates)
+    self._checkpoint = None  # frees its arrays
     return progress
-
-  def _lock_directory(self) -> None:
-    self._csv.path.parent.mkdir(parents=True, exist_ok=True)
-    self._lock = open(self._csv.path.with_name('.lock'), 'w')  # noqa: SIM115, held while we live
-    try:
-      fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      raise BlockingIOError(
-        f'--results_csv_path={self._csv.path}: another run is writing in this directory'
-      ) from None
 
   def _write_config(self, iteration: int) -> None:
     """Writes config.json: the run, and what software each part of it ran on, if it changed."""
     session = _session()
-    sessions = []
-    if self._record is not None and self._config_path.exists():
-      sessions = json.loads(self._config_path.read_text())['sessions']
+    stored = self._stored_config() if self._checkpoint is not None else None
+    sessions = stored['sessions'] if stored else []
     if not sessions or {name: sessions[-1].get(name) for name in session} != session:
       sessions.append({'from_iteration': iteration, **session})
     text = json.dumps({**self._identity, 'sessions': sessions}, indent=2)
@@ -296,9 +391,8 @@ class Results:
           f'iteration {progress.iteration}; the last checkpoint is from before'
         )
     record = {'identity': self._identity, 'progress': dataclasses.asdict(progress)}
-    self._checkpoint.save(state, record)
-    if progress.rows:
-      self._csv.write(progress.rows)
+    self._checkpoints.save(state, record)
+    self._csv.write(progress.rows)
 
 
 def _session() -> dict[str, Any]:

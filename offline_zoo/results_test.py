@@ -1,14 +1,21 @@
-"""Tests for results.py: the CSV and checkpoints."""
+"""Tests for results.py: what a run leaves, to whom it belongs and how a run goes on from it."""
 
 import csv
-import io
+import dataclasses
+import errno
+import fcntl
+import hashlib
+import json
 import os
-import resource
+import pathlib
+import types
 
 import numpy as np
 import pytest
 
-from offline_zoo import results
+from offline_zoo import checkpoints, results
+
+# The CSV.
 
 
 def read_csv(path) -> list[dict[str, str]]:
@@ -28,88 +35,409 @@ def test_csv_rows_read_back_and_none_is_empty(tmp_path):
   assert [float(row['loss']) for row in got] == [0.1 + 0.2, 1e-9]
   assert [row['normalized_return'] for row in got] == ['', '0.5']
   assert os.listdir(path.parent) == ['results.csv']
+  writer.write([])
+  assert os.listdir(path.parent) == []
 
 
-def test_a_failing_csv_write_leaves_the_old_rows(tmp_path, monkeypatch):
+def test_a_failing_csv_write_names_the_file_and_leaves_the_old_rows(tmp_path, monkeypatch):
   writer = results.CsvWriter(tmp_path / 'results.csv')
   writer.write([{'iteration': 1}])
 
   def full_disk(descriptor):
-    raise OSError(28, 'No space left on device')
+    raise OSError(errno.ENOSPC, 'No space left on device')
 
   monkeypatch.setattr(os, 'fsync', full_disk)
-  with pytest.raises(OSError, match='No space'):
+  with pytest.raises(OSError, match=f"No space left on device: '{writer.path}'"):
     writer.write([{'iteration': 1}, {'iteration': 2}])
   assert len(read_csv(writer.path)) == 1
   assert os.listdir(tmp_path) == ['results.csv']
 
 
-def test_csv_paths_that_cannot_be_written(tmp_path):
+def test_a_long_name_can_be_written(tmp_path):
+  writer = results.CsvWriter(tmp_path / ('x' * 250))
+  writer.write([{'iteration': 1}])
+  assert len(read_csv(writer.path)) == 1
+
+
+# A run of two parameters.
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  results_csv_path: str | None = None
+  checkpoint_dir: str | None = None
+  environment_name: str = 'pong'
+  seed: int = 1
+  num_iterations: int = 10
+  num_updates_per_iteration: int = 4
+  eval_steps: int = 1
+  learning_rate: float = 0.1
+
+
+class Learner:
+  def __init__(self):
+    self.state = {'w': np.zeros(3, np.float32)}
+
+  def get_state(self):
+    return {'w': self.state['w'].copy()}
+
+  def set_state(self, state):
+    self.state = state
+
+
+LOGS = types.SimpleNamespace(checksum='abc', num_resident_shards=2)
+
+
+@pytest.fixture
+def config(tmp_path) -> Config:
+  return Config(str(tmp_path / 'run' / 'results.csv'))
+
+
+def go_on(config: Config, num_iterations: int = 1):
+  """Begins or goes on, for so many iterations; iteration i leaves the parameters at i."""
+  run = results.Results(config, 'dqn')
+  learner = Learner()
+  progress = run.resume(learner, LOGS)
+  for _ in range(num_iterations):
+    learner.state = {'w': np.full(3, progress.iteration, np.float32)}
+    row = {
+      'environment_name': 'pong', 'seed': config.seed, 'iteration': progress.iteration,
+      'num_updates': 4 * progress.iteration, 'frame': 64 * progress.iteration, 'loss': 0.5,
+    }  # fmt: skip
+    progress.rows.append(row)
+    run.save(learner, progress)
+  return run, learner, progress
+
+
+def tree(directory: pathlib.Path) -> dict[str, tuple[int, bytes]]:
+  """Every file and directory, with what would show that it was touched."""
+  return {
+    str(path.relative_to(directory)): (
+      path.lstat().st_mtime_ns, path.read_bytes() if path.is_file() else b'',
+    )
+    for path in directory.rglob('*')
+  }  # fmt: skip
+
+
+def test_a_run_goes_on_from_its_newest_checkpoint(config, tmp_path):
+  go_on(config, 2)
+  _, learner, progress = go_on(config, 0)
+  assert progress.iteration == 3 and [row['iteration'] for row in progress.rows] == [1, 2]
+  assert learner.state['w'].tolist() == [2, 2, 2]
+  assert sorted(os.listdir(tmp_path / 'run')) == [
+    '.lock',
+    'checkpoint',
+    'config.json',
+    'results.csv',
+  ]
+
+
+# One run at a time.
+
+
+def test_a_second_start_touches_nothing(config, tmp_path):
+  running = go_on(config)
+  (tmp_path / 'run' / 'checkpoint' / '.partial').mkdir()  # a save under way
+  (tmp_path / 'run' / 'checkpoint' / '9.orbax-checkpoint-tmp').mkdir()
+  before = tree(tmp_path)
+  elsewhere = {'checkpoint_dir': str(tmp_path / 'run' / 'checkpoint')}
+  for changes in ({}, {'results_csv_path': str(tmp_path / 'other' / 'x.csv'), **elsewhere}):
+    with pytest.raises(BlockingIOError, match=f'^{tmp_path}.*: another run is writing'):
+      results.Results(dataclasses.replace(config, **changes), 'dqn')
+  assert tree(tmp_path) == before
+  del running
+  go_on(config)
+
+
+def test_a_second_start_before_the_first_save(config):
+  running = go_on(config, 0)
+  with pytest.raises(BlockingIOError, match='another run is writing'):
+    results.Results(config, 'dqn')
+  del running
+
+
+def test_two_starts_at_once(config, tmp_path):
+  first, second, third = (results.Results(config, 'dqn') for _ in range(3))
+  assert not (tmp_path / 'run').exists()
+  learner = Learner()
+  progress = first.resume(learner, LOGS)
+  with pytest.raises(BlockingIOError, match='another run is writing'):
+    second.resume(Learner(), LOGS)
+  first.save(learner, progress)
+  del first
+  with pytest.raises(BlockingIOError, match='another run has begun here meanwhile'):
+    third.resume(Learner(), LOGS)
+
+
+def test_record_and_state_are_of_one_checkpoint(config):
+  go_on(config, 2)
+  second = results.Results(config, 'dqn')
+  assert second.progress.iteration == 3
+  newer = checkpoints.Checkpoints(pathlib.Path(config.results_csv_path).parent / 'checkpoint')
+  newer.save({'w': np.full(3, 99, np.float32)}, {})
+  learner = Learner()
+  assert second.resume(learner, LOGS).iteration == 3
+  assert learner.state['w'].tolist() == [2, 2, 2]
+
+
+def test_results_and_checkpoints_in_one_directory(config, tmp_path):
+  config = dataclasses.replace(config, checkpoint_dir=str(tmp_path / 'run' / '..' / 'run'))
+  running = go_on(config)
+  with pytest.raises(BlockingIOError):
+    results.Results(config, 'dqn')
+  del running
+  assert go_on(config)[2].iteration == 3
+
+
+def test_a_lock_is_neither_followed_nor_emptied(config, tmp_path):
+  (tmp_path / 'run').mkdir()
+  (tmp_path / 'run' / '.lock').write_text('mine')
+  go_on(config)
+  assert (tmp_path / 'run' / '.lock').read_text() == 'mine'
+  (tmp_path / 'run' / '.lock').unlink()
+  (tmp_path / 'notes.txt').write_text('mine')
+  (tmp_path / 'run' / '.lock').symlink_to(tmp_path / 'notes.txt')
+  with pytest.raises(OSError, match=r'\.lock'):
+    go_on(config)
+  assert (tmp_path / 'notes.txt').read_text() == 'mine'
+
+
+def test_a_place_that_cannot_be_locked_is_named(config, tmp_path, monkeypatch):
+  def no_locks(*args):
+    raise OSError(errno.ENOLCK, 'No locks available')
+
+  monkeypatch.setattr(fcntl, 'flock', no_locks)
+  with pytest.raises(OSError, match=r"No locks available: '.*/run/\.lock'"):
+    go_on(config)
+
+
+# Damaged checkpoints.
+
+
+def damage(config: Config, name: str) -> None:
+  """Flips a bit of a parameter."""
+  checkpoint = pathlib.Path(config.results_csv_path).parent / 'checkpoint' / name
+  path = checkpoint / 'state' / '0000' / '0'
+  contents = bytearray(path.read_bytes())
+  contents[len(contents) // 2] ^= 1
+  path.write_bytes(contents)
+
+
+def test_the_checkpoint_before_a_damaged_one_is_used_and_said(config, tmp_path, caplog):
+  go_on(config, 2)
+  damage(config, 'step_2')
+  assert len(read_csv(config.results_csv_path)) == 2
+  run, learner, progress = go_on(config, 0)
+  assert 'step_2 is damaged' in caplog.text and 'using step_1' in caplog.text
+  assert progress.iteration == 2 and learner.state['w'].tolist() == [1, 1, 1]
+  assert len(read_csv(config.results_csv_path)) == 1
+  del run
+  _, _, progress = go_on(config, 2)
+  assert progress.iteration == 4
+  assert len(read_csv(config.results_csv_path)) == 3
+  assert sorted(os.listdir(tmp_path / 'run' / 'checkpoint')) == ['.lock', 'step_3', 'step_4']
+  caplog.clear()
+  assert go_on(config, 0)[1].state['w'].tolist() == [3, 3, 3]
+  assert not caplog.text
+
+
+def test_a_fallback_to_before_the_first_row(config):
+  run, learner, progress = go_on(config, 0)
+  run.save(learner, progress)  # as a signal in the first iteration does
+  del run
+  go_on(config)
+  damage(config, 'step_2')
+  _, _, progress = go_on(config, 0)
+  assert progress.rows == [] and not os.path.exists(config.results_csv_path)
+
+
+def test_no_whole_checkpoint_is_an_error(config, tmp_path):
+  go_on(config, 2)
+  for name in ('step_1', 'step_2'):
+    damage(config, name)
+  before = tree(tmp_path)
+  with pytest.raises(ValueError, match=f'^{tmp_path}/run/checkpoint: no checkpoint is whole'):
+    results.Results(config, 'dqn')
+  assert tree(tmp_path) == before
+
+
+def rewrite_record(config: Config, change) -> None:
+  """Changes the newest record, as damage that its checksum does not show."""
+  path = pathlib.Path(config.results_csv_path).parent / 'checkpoint' / 'step_2' / 'record.json'
+  contents = json.loads(path.read_bytes().partition(b'\n')[2])
+  contents['record'] = change(contents['record'])
+  text = json.dumps(contents).encode()
+  path.write_bytes(hashlib.sha256(text).hexdigest().encode() + b'\n' + text)
+
+
+def in_progress(name: str, value):
+  def change(record):
+    record['progress'][name] = value
+    return record
+
+  return change
+
+
+@pytest.mark.parametrize(
+  'change, message',
+  [
+    (lambda record: {}, '"identity"'),
+    (lambda record: None, '"identity"'),
+    (lambda record: [record], '"identity"'),
+    (lambda record: {**record, 'identity': 'x'}, '"agent"'),
+    (lambda record: {**record, 'identity': {'agent': 'dqn', 'flags': []}}, r'flags are \[\]'),
+    (lambda record: {**record, 'progress': {}}, '"num_updates"'),
+    (in_progress('num_updates', -5), 'num_updates -5'),
+    (in_progress('num_updates', 5), 'num_updates 5'),
+    (in_progress('num_updates', True), 'num_updates True'),
+    (in_progress('num_updates', '1'), 'num_updates 1'),
+    (in_progress('metric_sums', []), r'metric_sums \[\]'),
+    (in_progress('metric_sums', {'loss': None}), 'metric_sums'),
+    (in_progress('metric_sums', {'loss': float('nan')}), 'metric_sums'),
+    (in_progress('seconds', -1.0), r'seconds -1\.0'),
+    (in_progress('seconds', {}), 'seconds'),
+    (in_progress('num_resident_shards', 0), 'num_resident_shards 0'),
+    (in_progress('rows', {}), 'rows'),
+    (in_progress('rows', [1]), 'rows'),
+    (in_progress('rows', [{}]), 'rows'),
+    (in_progress('rows', [{'environment_name': 'pong'}]), 'rows'),
+  ],
+)
+def test_records_that_no_run_has(config, tmp_path, change, message):
+  go_on(config, 2)
+  rewrite_record(config, change)
+  before = tree(tmp_path)
+  with pytest.raises(ValueError, match=f'step_2: .*{message}'):
+    results.Results(config, 'dqn')
+  assert tree(tmp_path) == before
+
+
+# Files that are not ours.
+
+
+@pytest.mark.parametrize(
+  'name, text',
+  [
+    ('notes.txt', 'buy milk\n'),
+    ('thesis.tex', '\\documentclass{book}\n'),
+    ('empty.csv', ''),
+    ('bytes', '\0\udcff'),
+    ('other.csv', 'a,b\n1,2\n'),
+    ('seed.csv', 'environment_name,seed,iteration,num_updates,frame\npong,2,1,4,64\n'),
+    ('game.csv', 'environment_name,seed,iteration,num_updates,frame\nqbert,1,1,4,64\n'),
+    ('row.csv', 'environment_name,seed,iteration,num_updates,frame\npong,1,2,8,128\n'),
+    ('short.csv', 'environment_name,seed,iteration,num_updates,frame\npong,1,1\n'),
+  ],
+)
+def test_a_file_that_is_not_our_csv_is_kept(config, tmp_path, name, text):
+  """Though there is a checkpoint of the same run."""
+  go_on(config)
+  path = tmp_path / name
+  path.write_text(text, errors='surrogateescape')
+  before = tree(tmp_path)
+  checkpoint_dir = str(tmp_path / 'run' / 'checkpoint')
+  with pytest.raises(FileExistsError, match=f"{name}: exists, and is not this run's"):
+    go_on(dataclasses.replace(config, results_csv_path=str(path), checkpoint_dir=checkpoint_dir))
+  assert tree(tmp_path) == before
+
+
+def test_the_csv_of_another_run_of_this_game_and_seed_is_kept(config, tmp_path):
+  go_on(config)
+  other = Config(str(tmp_path / 'other' / 'results.csv'), learning_rate=0.2)
+  go_on(other)
+  before = tree(tmp_path)
+  checkpoint_dir = str(tmp_path / 'other' / 'checkpoint')
+  with pytest.raises(ValueError, match=r'config\.json: of another run: its --learning_rate'):
+    go_on(dataclasses.replace(config, checkpoint_dir=checkpoint_dir, learning_rate=0.2))
+  assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize('with_checkpoint', [False, True])
+@pytest.mark.parametrize(
+  'text', ['', '{}', '[]', '3', '{"agent": "dqn"', '{"name": "app"}', '[' * 10**5, '\0',
+           '{"agent": "dqn", "flags": {}, "sessions": [1]}',
+           '{"agent": "dqn", "flags": [], "sessions": []}'],
+)  # fmt: skip
+def test_a_config_json_that_is_not_ours_is_kept(config, tmp_path, text, with_checkpoint):
+  if with_checkpoint:
+    go_on(config)
+  (tmp_path / 'run').mkdir(exist_ok=True)
+  (tmp_path / 'run' / 'config.json').write_text(text)
+  before = tree(tmp_path)
+  with pytest.raises(FileExistsError, match=r'config\.json: exists, and is not the config\.json'):
+    results.Results(config, 'dqn')
+  assert tree(tmp_path) == before
+
+
+def test_links_and_special_files_are_neither_replaced_nor_waited_for(config, tmp_path):
+  go_on(config)
+  path = pathlib.Path(config.results_csv_path)
+  path.rename(tmp_path / 'mine.csv')
+  for make in (lambda: path.symlink_to(tmp_path / 'mine.csv'), lambda: os.mkfifo(path)):
+    make()
+    with pytest.raises(OSError, match=f'^--results_csv_path={path}: .* link or special file'):
+      results.Results(config, 'dqn')
+    path.unlink()
+  config_path = path.with_name('config.json')
+  config_path.rename(tmp_path / 'mine.json')
+  for make in (
+    lambda: config_path.symlink_to(tmp_path / 'mine.json'),
+    lambda: os.mkfifo(config_path),
+    config_path.mkdir,
+  ):
+    make()
+    with pytest.raises(FileExistsError, match=f'^{config_path}: exists'):
+      results.Results(config, 'dqn')
+    config_path.rmdir() if config_path.is_dir() else config_path.unlink()
+  go_on(config)
+
+
+# Paths that cannot work.
+
+
+@pytest.mark.parametrize(
+  'csv_path, checkpoint_dir, message',
+  [
+    ('.', None, '--results_csv_path=.*is a directory, expected a file'),
+    ('file/results.csv', None, '--results_csv_path=.*Not a directory'),
+    ('/proc/none/results.csv', None, '--results_csv_path=/proc/none/results.csv: cannot be'),
+    ('gs://bucket/results.csv', None, '--results_csv_path=gs://.*only local directories work'),
+    ('x' * 256, None, '--results_csv_path=.*File name too long'),
+    ('new/' + 'x' * 256, None, '--results_csv_path=.*File name too long'),
+    ('x/' * 2000 + 'results.csv', None, '--results_csv_path=.*File name too long'),
+    ('caf\udce9.csv', None, '--results_csv_path=.*UTF-8'),
+    ('run/checkpoint', None, '--checkpoint_dir=.*is to be a file'),
+    ('run/config.json', None, '--results_csv_path=.*another file has that name'),
+    ('run/.lock', None, '--results_csv_path=.*another file has that name'),
+    ('run/x.csv', 'file', '--checkpoint_dir=.*Not a directory'),
+    ('run/x.csv', 'file/below', '--checkpoint_dir=.*Not a directory'),
+    ('run/x.csv', '/proc/none', '--checkpoint_dir=/proc/none: cannot be written'),
+    ('run/x.csv', 's3://bucket/x', '--checkpoint_dir=s3://.*only local directories work'),
+    ('run/x.csv', 'x' * 256, '--checkpoint_dir=.*File name too long'),
+    ('run/x.csv', 'caf\udce9', '--checkpoint_dir=.*UTF-8'),
+    ('run/x.csv', 'run/x.csv', '--checkpoint_dir=.*x.csv is to be a file'),
+    ('run/x.csv', 'run/config.json/y', '--checkpoint_dir=.*config.json is to be a file'),
+    ('run/step_1', 'run', '--results_csv_path=.*step_1 is to be a checkpoint'),
+    ('run/.partial/x.csv', 'run', '--results_csv_path=.*partial is to be a checkpoint'),
+  ],
+)
+def test_paths_that_cannot_work_are_named(tmp_path, csv_path, checkpoint_dir, message):
   (tmp_path / 'file').touch()
-  for path in (tmp_path, tmp_path / 'file' / 'results.csv', '/proc/none/results.csv'):
-    with pytest.raises(OSError, match='--results_csv_path='):
-      results.CsvWriter(path)
+
+  def below(path: str | None) -> str | None:
+    return path if path is None or '://' in path else os.path.join(tmp_path, path)
+
+  with pytest.raises((ValueError, OSError), match=f'^{message}'):
+    results.Results(Config(below(csv_path), below(checkpoint_dir)), 'dqn')
+  assert os.listdir(tmp_path) == ['file']
 
 
-def state(value: float, width: int = 3):
-  return {'w': np.full(width, value, np.float32), 'n': np.array(value, np.int32)}
+def test_a_disk_without_space_for_a_checkpoint_is_named(config, monkeypatch):
+  run, learner, progress = go_on(config)
 
+  def full_disk(dir):
+    raise OSError(errno.ENOSPC, 'No space left on device')
 
-def test_checkpoints_restore_the_newest_bit_for_bit(tmp_path):
-  checkpoint = results.Checkpoint(tmp_path / 'checkpoint')
-  assert checkpoint.restore_record() is None
-  for value in (0.1, 0.2, 0.3):
-    checkpoint.save(state(value), {'rows': [value, None, 'x'], 'nested': {'sum': value / 3}})
-  record = results.Checkpoint(tmp_path / 'checkpoint').restore_record()
-  assert record == {'rows': [0.3, None, 'x'], 'nested': {'sum': 0.3 / 3}}
-  restored = checkpoint.restore_state(state(0))
-  np.testing.assert_array_equal(restored['w'], state(0.3)['w'])
-  assert restored['n'].dtype == np.int32
-  assert len(os.listdir(tmp_path / 'checkpoint')) == 1  # the older ones are gone
-
-
-@pytest.mark.parametrize('other', [state(0, 4), {'v': np.zeros(3, np.float32)}])
-def test_a_checkpoint_of_another_network_is_refused(tmp_path, other):
-  checkpoint = results.Checkpoint(tmp_path)
-  checkpoint.save(state(1), {})
-  with pytest.raises(ValueError, match='another network') as error:
-    checkpoint.restore_state(other)
-  assert str(tmp_path) in str(error.value) and '\n' not in str(error.value)
-
-
-def test_a_damaged_checkpoint_is_named(tmp_path):
-  checkpoint = results.Checkpoint(tmp_path)
-  checkpoint.save(state(1), {'a': 1})
-  for path in tmp_path.rglob('*'):
-    if path.is_file() and 'record' in str(path):
-      path.write_text('{')
-  with pytest.raises(ValueError, match='damaged'):
-    checkpoint.restore_record()
-
-
-def test_a_checkpoint_directory_that_is_a_file(tmp_path):
-  (tmp_path / 'file').touch()
-  for path in (tmp_path / 'file', tmp_path / 'file' / 'below', '/proc/none/checkpoint'):
-    with pytest.raises(OSError, match='--checkpoint_dir='):
-      results.Checkpoint(path)
-
-
-def test_a_disk_that_fills_up_under_orbax_leaves_the_last_checkpoint(tmp_path, monkeypatch):
-  """Files of at most 100 kB; without the claim of space that `save` begins with."""
-  checkpoint = results.Checkpoint(tmp_path)
-  checkpoint.save(state(0.1), {'number': 1})
-  noise = {'w': np.random.default_rng(0).random(10**6), 'n': np.zeros((), np.int32)}
-  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-  with monkeypatch.context() as patch:
-    patch.setattr(results.tempfile, 'TemporaryFile', lambda dir: io.BytesIO())
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
-    try:
-      with pytest.raises(OSError, match='could not write a checkpoint'):
-        checkpoint.save(noise, {'number': 2})
-    finally:
-      resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-  again = results.Checkpoint(tmp_path)
-  assert again.restore_record() == {'number': 1}
-  np.testing.assert_array_equal(again.restore_state(state(0))['w'], state(0.1)['w'])
-  again.save(state(0.2), {'number': 3})
-  assert again.restore_record() == {'number': 3}
+  monkeypatch.setattr(checkpoints.tempfile, 'TemporaryFile', full_disk)
+  with pytest.raises(OSError, match=r'^/.*/run/checkpoint: .*No space left on device'):
+    run.save(learner, progress)
