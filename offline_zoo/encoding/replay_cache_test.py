@@ -19,8 +19,8 @@ SCRIPT = """
 import sys
 from offline_zoo import replay
 from offline_zoo.logs import dqn_replay
-read = dqn_replay.read_frames
-dqn_replay.read_frames = lambda *args: (print('encodes', args[0].name), read(*args))[1]
+read = dqn_replay.ShardFiles.read_frames
+dqn_replay.ShardFiles.read_frames = lambda *args: (print('encodes', args[0]), read(*args))[1]
 logs = replay.Logs(sys.argv[1], cache_dir=sys.argv[2])
 print(logs.checksum, logs.resident(0).frames.frames.shape)
 """
@@ -37,13 +37,13 @@ def logs(golden, tmp_path):
 def encoded(monkeypatch) -> list[int]:
   """The numbers of the shards whose frames were read since it was last cleared."""
   numbers = []
-  read_frames = dqn_replay.read_frames
+  read_frames = dqn_replay.ShardFiles.read_frames
 
-  def reading(path, capacity):
-    numbers.append(int(path.name.split('.')[1]))
-    return read_frames(path, capacity)
+  def reading(self, num_frames):
+    numbers.append(self.number)
+    return read_frames(self, num_frames)
 
-  monkeypatch.setattr(dqn_replay, 'read_frames', reading)
+  monkeypatch.setattr(dqn_replay.ShardFiles, 'read_frames', reading)
   return numbers
 
 
@@ -175,9 +175,9 @@ def test_a_foreign_file_is_not_used(logs, tmp_path, encoded, caplog, header, mes
 def test_another_directorys_files_are_not_used(logs, tmp_path, encoded):
   cache = tmp_path / 'cache'
   other = pathlib.Path(shutil.copytree(logs, tmp_path / 'other'))
-  shard = dqn_replay.read_shard(other, 0)
+  shard = dqn_replay.ShardFiles(other, 0).read()
   shard.observation[10] += 1
-  dqn_replay.write_shard(other, 0, shard)
+  dqn_replay.ShardFiles(other, 0).write(shard)
   for replay_dir in (logs, other):
     replay.Logs(replay_dir, cache_dir=cache)
   first, second = (replay_cache.directory_for(cache, x, None) for x in (logs, other))
@@ -192,14 +192,14 @@ def test_another_directorys_files_are_not_used(logs, tmp_path, encoded):
 def test_a_changed_shard_is_encoded_anew(logs, tmp_path, encoded):
   cache = tmp_path / 'cache'
   replay.Logs(logs, cache_dir=cache)
-  shard = dqn_replay.read_shard(logs, 2)
+  shard = dqn_replay.ShardFiles(logs, 2).read()
   shard.observation[10] += 1
-  dqn_replay.write_shard(logs, 2, shard)
+  dqn_replay.ShardFiles(logs, 2).write(shard)
   encoded.clear()
   check(logs, None, cache)
   assert encoded[4:] == [2, 3]
   # As is one that only seems to have changed.
-  os.utime(dqn_replay.shard_path(logs, 'reward', 3), ns=(1, 1))
+  os.utime(dqn_replay.ShardFiles(logs, 3).path('reward'), ns=(1, 1))
   encoded.clear()
   check(logs, None, cache)
   assert encoded[4:] == [3]
@@ -271,9 +271,9 @@ def test_a_full_disk_only_costs_the_cache(logs, tmp_path, monkeypatch, caplog):
 def test_other_shards_in_the_cache_take_no_memory(logs, tmp_path):
   """What is resident does not depend on what else was ever encoded."""
   cache = tmp_path / 'cache'
-  noise = dqn_replay.read_shard(logs, 0)
+  noise = dqn_replay.ShardFiles(logs, 0).read()
   noise.observation[:] = np.random.default_rng(0).integers(256, size=noise.observation.shape)
-  dqn_replay.write_shard(logs, 9, noise)
+  dqn_replay.ShardFiles(logs, 9).write(noise)
   replay.Logs(logs, [9], cache_dir=cache)
   for shards in ([0, 1, 2, 3], [2]):
     alone, among = replay.Logs(logs, shards), replay.Logs(logs, shards, cache_dir=cache)

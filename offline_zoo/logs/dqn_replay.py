@@ -31,9 +31,9 @@ import numpy as np
 from isal import igzip
 
 from offline_zoo.atari_data import FRAME_SHAPE, STACK_SIZE
+from offline_zoo.logs import shard
 
 NUM_PADDING_ROWS = STACK_SIZE - 1
-MAX_ACTION = 255  # what the replay has room for
 
 # Column of a shard: dtype and shape of a row.
 _COLUMNS: dict[str, tuple[np.dtype, tuple[int, ...]]] = {
@@ -77,47 +77,6 @@ class Shard:
     return self.add_count % len(self.terminal)
 
 
-def shard_path(replay_dir: str | os.PathLike, name: str, index: int) -> pathlib.Path:
-  """The file of one column, or of a counter."""
-  prefix = '$store$_' if name in _COLUMNS else ''
-  return pathlib.Path(replay_dir) / f'{prefix}{name}_ckpt.{index}.gz'
-
-
-def fingerprint(replay_dir: str | os.PathLike, index: int) -> dict[str, list[int]]:
-  """Size and modification time of those of a shard's files that are there, by name."""
-  paths = (shard_path(replay_dir, name, index) for name in (*_COLUMNS, *_COUNTERS))
-  stats = {path.name: path.stat() for path in paths if path.exists()}
-  return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
-
-
-def list_shards(replay_dir: str | os.PathLike) -> list[int]:
-  """Numbers of the shards in a directory, in ascending order.
-
-  A shard counts when any of its files is there, so that one that lacks files is not passed over in
-  silence but reported by `read_shard`.
-
-  Raises:
-    FileNotFoundError: no such directory, or no shard in it.
-    NotADirectoryError: it is not a directory.
-  """
-  directory = pathlib.Path(replay_dir)
-  if not directory.exists():
-    raise FileNotFoundError(f'{directory}: no such replay directory')
-  names = rf'\$store\$_(?:{"|".join(_COLUMNS)})|{"|".join(_COUNTERS)}'
-  pattern = re.compile(rf'(?:{names})_ckpt\.(\d+)\.gz')
-  matches = (pattern.fullmatch(path.name) for path in directory.iterdir())
-  shards = sorted({int(match[1]) for match in matches if match})
-  if not shards:
-    raise FileNotFoundError(
-      f'{directory}: no log shards here; looked for files such as $store$_observation_ckpt.0.gz'
-    )
-  return shards
-
-
-class _FormatError(ValueError):
-  """Its message says what is wrong with which file."""
-
-
 @contextlib.contextmanager
 def _reading(path: pathlib.Path) -> Iterator[Any]:
   """Opens a gzip-compressed `.npy`, and says what is wrong with it if reading it fails."""
@@ -129,7 +88,7 @@ def _reading(path: pathlib.Path) -> Iterator[Any]:
         raise ValueError
   except FileNotFoundError:
     raise FileNotFoundError(f'{path}: a file of this shard is missing') from None
-  except _FormatError:
+  except shard.FormatError:
     raise
   except Exception as error:  # damage makes gzip, zlib, NumPy and its tokenizer raise all sorts
     # What NumPy says of objects and pickles advises to trust them.
@@ -149,170 +108,174 @@ def _describe(array: np.ndarray) -> str:
   return f'{array.dtype} {list(array.shape)}'
 
 
-def _expect(condition: object, path: pathlib.Path, expected: str, got: object) -> None:
-  if not condition:
-    raise _FormatError(f'{path}: expected {expected}, got {got}')
+@dataclasses.dataclass(frozen=True)
+class ShardFiles:
+  """The files of one shard: a `shard.LogShard`."""
+
+  replay_dir: str | os.PathLike
+  number: int
+
+  def path(self, name: str) -> pathlib.Path:
+    """The file of one column, or of add_count."""
+    prefix = '$store$_' if name in _COLUMNS else ''
+    return pathlib.Path(self.replay_dir, f'{prefix}{name}_ckpt.{self.number}.gz')
+
+  def fingerprint(self) -> dict[str, list[int]]:
+    """Size and modification time of those of the files that are there, by name."""
+    paths = (self.path(name) for name in (*_COLUMNS, *_COUNTERS))
+    stats = {path.name: path.stat() for path in paths if path.exists()}
+    return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
+
+  def read_small_files(self, num_actions: int | None) -> shard.Rows:
+    """Reads and checks all but the frames; see `shard.LogShard`."""
+    columns, add_count = self._read_small_files()
+    capacity = len(columns['terminal'])
+    # Only rows that are not stale: what the others hold is nobody's business.
+    used = {name: column[: add_count % capacity] for name, column in columns.items()}
+    rows = shard.Rows(**used, num_frames=capacity)
+    shard.check_rows(self, rows, num_actions)
+    return rows
+
+  def _read_small_files(self) -> tuple[dict[str, np.ndarray], int]:
+    """The columns but for the frames, stale rows included, and add_count."""
+    frames = self.path('observation')
+    if not frames.exists():
+      raise FileNotFoundError(f'{frames}: a file of this shard is missing')
+    path = self.path('add_count')
+    add_count = _read_array(path)
+    is_count = add_count.ndim == 0 and add_count.dtype.kind in 'iu' and add_count >= 0
+    shard.expect(is_count, path, 'one count of rows', f'{_describe(add_count)} {add_count}')
+    path = self.path('invalid_range')
+    invalid_range = _read_array(path)
+    is_range = invalid_range.ndim == 1 and invalid_range.dtype.kind in 'iu'
+    shard.expect(is_range, path, 'integers [K]', _describe(invalid_range))
+
+    columns = {'terminal': self._read_column('terminal')}
+    capacity = len(columns['terminal'])
+    for name in ('action', 'reward'):
+      columns[name] = self._read_column(name, capacity)
+    return columns, int(add_count)
+
+  def _read_column(self, name: str, capacity: int | None = None) -> np.ndarray:
+    """Reads one column and checks its type and shape."""
+    path = self.path(name)
+    dtype, shape = _COLUMNS[name]
+    column = _read_array(path)
+    good = column.dtype == dtype and column.ndim > 0 and column.shape[1:] == shape
+    shard.expect(good, path, f'{dtype} {["C", *shape]}', _describe(column))
+    shard.expect(len(column), path, 'at least one row', 'none')
+    if capacity is not None:
+      expected = f'{capacity} rows as in $store$_terminal'
+      shard.expect(len(column) == capacity, path, expected, len(column))
+    return column
+
+  def read_frames(self, num_frames: int) -> Iterator[np.ndarray]:
+    """Yields the frames; see `shard.LogShard`. Those that come next are read in the background."""
+    path = self.path('observation')
+    with _reading(path) as file, concurrent.futures.ThreadPoolExecutor(1) as thread:
+      version = np.lib.format.read_magic(file)
+      if version != (1, 0):
+        raise ValueError
+      shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(file)
+      if dtype.hasobject:
+        raise ValueError
+      good = dtype == np.uint8 and shape[1:] == FRAME_SHAPE and not is_fortran
+      shard.expect(good, path, f'uint8 {["C", *FRAME_SHAPE]}', f'{dtype} {list(shape)}')
+      expected = f'{num_frames} rows as in $store$_terminal'
+      shard.expect(shape[0] == num_frames, path, expected, shape[0])
+      buffers = np.zeros((2, min(num_frames, _FRAMES_PER_READ), *FRAME_SHAPE), np.uint8)
+
+      def read(start: int) -> np.ndarray:
+        pixels = buffers[start // _FRAMES_PER_READ % 2][: num_frames - start]
+        rest = memoryview(pixels).cast('B')
+        while rest:
+          size = file.readinto(rest)
+          if not size:
+            raise EOFError('it ends early')
+          rest = rest[size:]
+        return pixels
+
+      reading = thread.submit(read, 0)
+      for start in range(_FRAMES_PER_READ, num_frames + _FRAMES_PER_READ, _FRAMES_PER_READ):
+        pixels = reading.result()
+        if start < num_frames:
+          reading = thread.submit(read, start)
+        yield pixels
+
+  def read(self) -> Shard:
+    """Reads the whole shard, stale rows included, whatever its rows hold.
+
+    Raises:
+      OSError, ValueError: as `shard.LogShard.read_small_files` does.
+    """
+    columns, add_count = self._read_small_files()
+    observation = self._read_column('observation', len(columns['terminal']))
+    return Shard(observation=observation, **columns, add_count=add_count)
+
+  def write(self, content: Shard) -> None:
+    """Writes the shard, replacing one that is there; makes the directory if need be.
+
+    All six files are complete on disk before the first of them takes its name. The same content
+    gives the same bytes.
+
+    Raises:
+      ValueError: the columns do not have the types and shapes of `Shard`.
+      OSError: the directory cannot be written, or the disk is full.
+    """
+    capacity = len(content.terminal)
+    for name, column in content.columns.items():
+      dtype, shape = _COLUMNS[name]
+      good = column.dtype == dtype and column.shape == (capacity, *shape)
+      expected = f'{dtype} {[capacity, *shape]}'
+      shard.expect(good, self.path(name), expected, _describe(column))
+    arrays = {
+      **content.columns,
+      'add_count': np.array(content.add_count, np.int64),
+      # The rows around the write position that Dopamine, with a horizon of 1, would not sample.
+      'invalid_range': (content.num_rows - 1 + np.arange(STACK_SIZE + 1, dtype=np.int64))
+      % capacity,
+    }
+
+    directory = pathlib.Path(self.replay_dir)
+    directory.mkdir(parents=True, exist_ok=True)
+    staging = pathlib.Path(tempfile.mkdtemp(prefix=f'.shard-{self.number}-', dir=directory))
+    staged = ShardFiles(staging, self.number)
+    try:
+      for name, array in arrays.items():
+        # No name and no time in the gzip header, so that equal arrays give equal files.
+        with (
+          open(staged.path(name), 'wb') as file,
+          igzip.IGzipFile('', 'wb', _COMPRESSION_LEVEL, file, mtime=0) as f,
+        ):
+          np.save(f, array, allow_pickle=False)
+      for name in arrays:
+        os.replace(staged.path(name), self.path(name))
+    finally:
+      shutil.rmtree(staging, ignore_errors=True)
 
 
-def _read_column(
-  replay_dir: str | os.PathLike, index: int, name: str, capacity: int | None = None
-) -> np.ndarray:
-  """Reads one column and checks its type and shape."""
-  path = shard_path(replay_dir, name, index)
-  dtype, shape = _COLUMNS[name]
-  column = _read_array(path)
-  good = column.dtype == dtype and column.ndim > 0 and column.shape[1:] == shape
-  _expect(good, path, f'{dtype} {["C", *shape]}', _describe(column))
-  _expect(len(column), path, 'at least one row', 'none')
-  if capacity is not None:
-    _expect(len(column) == capacity, path, f'{capacity} rows as in $store$_terminal', len(column))
-  return column
+def open_shards(replay_dir: str | os.PathLike) -> list[ShardFiles]:
+  """Lists the shards in a directory, in ascending order of their numbers.
 
-
-def read_frames(path: pathlib.Path, capacity: int) -> Iterator[np.ndarray]:
-  """Yields a shard's frames [K, 84, 84], some at a time, valid until the next are asked for.
-
-  Those that come next are read in the background.
-  """
-  with _reading(path) as file, concurrent.futures.ThreadPoolExecutor(1) as thread:
-    version = np.lib.format.read_magic(file)
-    if version != (1, 0):
-      raise ValueError
-    shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(file)
-    if dtype.hasobject:
-      raise ValueError
-    good = dtype == np.uint8 and shape[1:] == FRAME_SHAPE and not is_fortran
-    _expect(good, path, f'uint8 {["C", *FRAME_SHAPE]}', f'{dtype} {list(shape)}')
-    _expect(shape[0] == capacity, path, f'{capacity} rows as in $store$_terminal', shape[0])
-    buffers = np.zeros((2, min(capacity, _FRAMES_PER_READ), *FRAME_SHAPE), np.uint8)
-
-    def read(start: int) -> np.ndarray:
-      pixels = buffers[start // _FRAMES_PER_READ % 2][: capacity - start]
-      rest = memoryview(pixels).cast('B')
-      while rest:
-        size = file.readinto(rest)
-        if not size:
-          raise EOFError('it ends early')
-        rest = rest[size:]
-      return pixels
-
-    reading = thread.submit(read, 0)
-    for start in range(_FRAMES_PER_READ, capacity + _FRAMES_PER_READ, _FRAMES_PER_READ):
-      pixels = reading.result()
-      if start < capacity:
-        reading = thread.submit(read, start)
-      yield pixels
-
-
-def _check_rows(replay_dir, index: int, name: str, column, good: np.ndarray, expected: str) -> None:
-  if not good.all():
-    row = np.argmin(good)
-    _expect(False, shard_path(replay_dir, name, index), expected, f'{column[row]} in row {row}')
-
-
-def check_actions(
-  replay_dir: str | os.PathLike, index: int, actions: np.ndarray, num_actions: int | None
-) -> None:
-  """Checks that a shard's usable rows hold actions of a set of this size, if it is known.
+  A shard counts when any of its files is there, so that one that lacks files is not passed over in
+  silence but reported when it is read.
 
   Raises:
-    ValueError: one does not.
-  """
-  top = MAX_ACTION if num_actions is None else num_actions - 1
-  expected = f'actions 0 to {top} (are these the logs of another game?)'
-  _check_rows(replay_dir, index, 'action', actions, (actions >= 0) & (actions <= top), expected)
-
-
-def read_small_files(
-  replay_dir: str | os.PathLike, index: int, num_actions: int | None
-) -> dict[str, Any]:
-  """Reads and checks all of a shard but its frames: what a `Shard` has besides `observation`."""
-  frames = shard_path(replay_dir, 'observation', index)
-  if not frames.exists():
-    raise FileNotFoundError(f'{frames}: a file of this shard is missing')
-  path = shard_path(replay_dir, 'add_count', index)
-  add_count = _read_array(path)
-  is_count = add_count.ndim == 0 and add_count.dtype.kind in 'iu' and add_count >= 0
-  _expect(is_count, path, 'one count of rows', f'{_describe(add_count)} {add_count}')
-  path = shard_path(replay_dir, 'invalid_range', index)
-  invalid_range = _read_array(path)
-  is_range = invalid_range.ndim == 1 and invalid_range.dtype.kind in 'iu'
-  _expect(is_range, path, 'integers [K]', _describe(invalid_range))
-
-  columns = {'terminal': _read_column(replay_dir, index, 'terminal')}
-  capacity = len(columns['terminal'])
-  for name in ('action', 'reward'):
-    columns[name] = _read_column(replay_dir, index, name, capacity)
-  # Only rows that are not stale: what the others hold is nobody's business.
-  used = {name: column[: add_count % capacity] for name, column in columns.items()}
-  check_actions(replay_dir, index, used['action'], num_actions)
-  _check_rows(
-    replay_dir, index, 'terminal', used['terminal'], used['terminal'] <= 1, 'flags 0 or 1'
-  )
-  finite = np.isfinite(used['reward'])
-  _check_rows(replay_dir, index, 'reward', used['reward'], finite, 'finite rewards')
-  return {**columns, 'add_count': int(add_count)}
-
-
-def read_shard(
-  replay_dir: str | os.PathLike, index: int, *, num_actions: int | None = None
-) -> Shard:
-  """Reads and checks one shard.
-
-  Args:
-    replay_dir: the directory with the shards.
-    index: the shard's number.
-    num_actions: the size of the game's action set, to check the logged actions against.
-
-  Raises:
-    FileNotFoundError: one of the six files is missing.
-    ValueError: a file is damaged, its array has the wrong type or shape, or a row that is not stale
-      holds an action outside 0 .. num_actions - 1, a reward that is not finite or a terminal flag
-      other than 0 and 1. The message names the file.
-  """
-  rest = read_small_files(replay_dir, index, num_actions)
-  capacity = len(rest['terminal'])
-  return Shard(observation=_read_column(replay_dir, index, 'observation', capacity), **rest)
-
-
-def write_shard(replay_dir: str | os.PathLike, index: int, shard: Shard) -> None:
-  """Writes one shard, replacing one of that number; makes the directory if need be.
-
-  All six files are complete on disk before the first of them takes its name. The same shard gives
-  the same bytes.
-
-  Raises:
-    ValueError: the columns do not have the types and shapes of `Shard`.
-    OSError: the directory cannot be written, or the disk is full.
+    FileNotFoundError: no such directory, or no shard in it.
+    NotADirectoryError: it is not a directory.
   """
   directory = pathlib.Path(replay_dir)
-  capacity = len(shard.terminal)
-  for name, column in shard.columns.items():
-    dtype, shape = _COLUMNS[name]
-    good = column.dtype == dtype and column.shape == (capacity, *shape)
-    expected = f'{dtype} {[capacity, *shape]}'
-    _expect(good, shard_path(directory, name, index), expected, _describe(column))
-  arrays = {
-    **shard.columns,
-    'add_count': np.array(shard.add_count, np.int64),
-    # The rows around the write position that Dopamine, with a horizon of 1, would not sample.
-    'invalid_range': (shard.num_rows - 1 + np.arange(STACK_SIZE + 1, dtype=np.int64)) % capacity,
-  }
-
-  directory.mkdir(parents=True, exist_ok=True)
-  staging = pathlib.Path(tempfile.mkdtemp(prefix=f'.shard-{index}-', dir=directory))
-  try:
-    for name, array in arrays.items():
-      # No name and no time in the gzip header, so that equal arrays give equal files.
-      with (
-        open(shard_path(staging, name, index), 'wb') as file,
-        igzip.IGzipFile('', 'wb', _COMPRESSION_LEVEL, file, mtime=0) as f,
-      ):
-        np.save(f, array, allow_pickle=False)
-    for name in arrays:
-      os.replace(shard_path(staging, name, index), shard_path(directory, name, index))
-  finally:
-    shutil.rmtree(staging, ignore_errors=True)
+  if not directory.exists():
+    raise FileNotFoundError(f'{directory}: no such replay directory')
+  names = rf'\$store\$_(?:{"|".join(_COLUMNS)})|{"|".join(_COUNTERS)}'
+  pattern = re.compile(rf'(?:{names})_ckpt\.(\d+)\.gz')
+  matches = (pattern.fullmatch(path.name) for path in directory.iterdir())
+  numbers = sorted({int(match[1]) for match in matches if match})
+  if not numbers:
+    raise FileNotFoundError(
+      f'{directory}: no log shards here; looked for files such as $store$_observation_ckpt.0.gz'
+    )
+  return [ShardFiles(replay_dir, number) for number in numbers]
 
 
 class ShardWriter:
@@ -354,7 +317,7 @@ class ShardWriter:
         column[position] = value
     self._add_count += 1
     if position == self._capacity - 2:
-      write_shard(self._replay_dir, index, Shard(**self._columns, add_count=self._add_count))
+      self._write(index, self._add_count)
       for column in self._columns.values():
         column[:] = 0
     return kept
@@ -363,4 +326,7 @@ class ShardWriter:
     """Writes the rows since the last full shard."""
     index, position = divmod(self._add_count, self._capacity)
     if 0 < position < self._capacity - 1:
-      write_shard(self._replay_dir, index, Shard(**self._columns, add_count=position))
+      self._write(index, position)
+
+  def _write(self, number: int, add_count: int) -> None:
+    ShardFiles(self._replay_dir, number).write(Shard(**self._columns, add_count=add_count))

@@ -21,7 +21,7 @@ CAPACITY = 1000
 def test_the_writer_makes_the_recorded_files(golden, logs, tmp_path):
   """The recorded stream, written by us, gives the recorded arrays but for the stale rows."""
   stream = np.load(golden / 'replay' / 'Breakout' / '1' / 'expected' / 'stream.npz')
-  shards = [dqn_replay.read_shard(logs, i) for i in range(4)]
+  shards = [dqn_replay.ShardFiles(logs, i).read() for i in range(4)]
   writer = dqn_replay.ShardWriter(tmp_path, CAPACITY)
   num_kept = 0
   for i, padding in enumerate(stream['padding']):
@@ -34,9 +34,9 @@ def test_the_writer_makes_the_recorded_files(golden, logs, tmp_path):
       writer.add(frame, stream['action'][i], stream['reward'][i], bool(stream['terminal'][i]))
   writer.close()
   assert writer.num_transitions == num_kept
-  assert dqn_replay.list_shards(tmp_path) == [0, 1, 2, 3]
+  assert [files.number for files in dqn_replay.open_shards(tmp_path)] == [0, 1, 2, 3]
   for i, theirs in enumerate(shards):
-    ours = dqn_replay.read_shard(tmp_path, i)
+    ours = dqn_replay.ShardFiles(tmp_path, i).read()
     assert ours.add_count == theirs.add_count
     for name, column in ours.columns.items():
       rows = theirs.num_rows
@@ -54,12 +54,12 @@ def test_the_writer_makes_the_recorded_files(golden, logs, tmp_path):
 def test_writing_is_reproducible_and_reads_back(tmp_path):
   shard = testing.make_shard(20, 25, action=np.arange(20), reward=np.linspace(-3, 3, 20))
   for name in ('a', 'b'):
-    dqn_replay.write_shard(tmp_path / name, 7, shard)
+    dqn_replay.ShardFiles(tmp_path / name, 7).write(shard)
   files = sorted(path.name for path in (tmp_path / 'a').iterdir())
   assert len(files) == 6
   for name in files:
     assert (tmp_path / 'a' / name).read_bytes() == (tmp_path / 'b' / name).read_bytes()
-  back = dqn_replay.read_shard(tmp_path / 'a', 7)
+  back = dqn_replay.ShardFiles(tmp_path / 'a', 7).read()
   assert back.add_count == 20
   for name, column in shard.columns.items():
     np.testing.assert_array_equal(back.columns[name], column)
@@ -69,12 +69,12 @@ def test_writing_is_reproducible_and_reads_back(tmp_path):
 def test_write_refuses_other_types(tmp_path):
   shard = dataclasses.replace(testing.make_shard(20), action=np.zeros(21, np.int64))
   with pytest.raises(ValueError, match=r'action_ckpt\.0\.gz: expected int32 \[21\], got int64'):
-    dqn_replay.write_shard(tmp_path, 0, shard)
+    dqn_replay.ShardFiles(tmp_path, 0).write(shard)
   assert not list(tmp_path.iterdir())
 
 
 def test_a_failing_write_leaves_the_old_shard(tmp_path, monkeypatch):
-  dqn_replay.write_shard(tmp_path, 0, testing.make_shard(20, action=np.arange(20)))
+  dqn_replay.ShardFiles(tmp_path, 0).write(testing.make_shard(20, action=np.arange(20)))
   before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
   save, calls = np.save, []
 
@@ -86,7 +86,7 @@ def test_a_failing_write_leaves_the_old_shard(tmp_path, monkeypatch):
 
   monkeypatch.setattr(np, 'save', full_disk)
   with pytest.raises(OSError, match='No space left'):
-    dqn_replay.write_shard(tmp_path, 0, testing.make_shard(30))
+    dqn_replay.ShardFiles(tmp_path, 0).write(testing.make_shard(30))
   assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
@@ -100,7 +100,7 @@ def test_the_writer_loses_only_the_row_that_would_be_stale(tmp_path):
       rows.append(40 * episode + step + 1)
       writer.add(np.ones((84, 84), np.uint8), rows[-1], 0.0, step == 5)
   writer.close()
-  shards = [dqn_replay.read_shard(tmp_path, i) for i in dqn_replay.list_shards(tmp_path)]
+  shards = [files.read() for files in dqn_replay.open_shards(tmp_path)]
   assert [shard.add_count for shard in shards] == [9, 19, 29, 39, 5]
   kept = np.concatenate([shard.action[: shard.num_rows] for shard in shards])
   np.testing.assert_array_equal(kept, np.delete(rows, [9, 19, 29, 39]))
@@ -169,7 +169,7 @@ def test_a_damaged_file_is_named(copy, file: str, damage: str):
 def test_every_flipped_bit_is_harmless_or_found(copy):
   """Some bits of a gzip header mean nothing; all others are checked."""
   path = copy / '$store$_action_ckpt.1.gz'
-  good, want = path.read_bytes(), dqn_replay.read_shard(copy, 1).action
+  good, want = path.read_bytes(), dqn_replay.ShardFiles(copy, 1).read().action
   rng = np.random.default_rng(0)
   found = 0
   for position in rng.integers(len(good), size=150):
@@ -177,7 +177,7 @@ def test_every_flipped_bit_is_harmless_or_found(copy):
     bad[position] ^= 1 << rng.integers(8)
     path.write_bytes(bad)
     try:
-      np.testing.assert_array_equal(dqn_replay.read_shard(copy, 1).action, want)
+      np.testing.assert_array_equal(dqn_replay.ShardFiles(copy, 1).read().action, want)
     except ValueError:
       found += 1
   assert found > 120
@@ -234,7 +234,7 @@ def test_a_wrong_array_is_named(copy, file: str, array, message: str):
 
 
 def test_stale_rows_may_hold_anything(tmp_path):
-  dqn_replay.write_shard(tmp_path, 0, testing.make_shard(20))  # its stale row holds traps
+  dqn_replay.ShardFiles(tmp_path, 0).write(testing.make_shard(20))  # its stale row holds traps
   assert len(replay.load(tmp_path, num_actions=1).actions) == 20
 
 
@@ -251,5 +251,5 @@ def test_directories(tmp_path):
 def test_other_files_are_ignored(copy):
   (copy / 'episode_end_indices_ckpt.1.gz').write_bytes(gzip.compress(pickle.dumps([1])))
   (copy / '$store$_observation_ckpt.1.gz.tmp').touch()
-  assert dqn_replay.list_shards(copy) == [1]
+  assert [files.number for files in dqn_replay.open_shards(copy)] == [1]
   assert len(replay.load(copy).actions) == CAPACITY - 1
