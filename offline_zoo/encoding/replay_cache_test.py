@@ -1,5 +1,7 @@
 """Tests for what Logs keeps in a cache, and for what it does with a bad one."""
 
+import gzip
+import io
 import json
 import os
 import pathlib
@@ -11,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 
+from benchmarks import soak_logs
 from offline_zoo import replay
 from offline_zoo.encoding import replay_cache
 from offline_zoo.logs import dqn_replay
@@ -145,6 +148,11 @@ def test_every_flipped_bit_is_found(logs, tmp_path):
       replay_cache._read(path)
 
 
+def test_a_flipped_bit_changes_no_row(tmp_path):
+  """A short run of the soak test, through all that a run does with the cache."""
+  soak_logs.soak_cache(20, tmp_path, seed=1)
+
+
 def rewrite(path: pathlib.Path, **header) -> None:
   """Makes a file with another header and, for that, a right hash."""
   stored, shard, _ = replay_cache._read(path)
@@ -205,6 +213,34 @@ def test_a_changed_shard_is_encoded_anew(logs, tmp_path, encoded):
   assert encoded[4:] == [3]
 
 
+@pytest.mark.parametrize('replaces', [True, False])
+def test_a_changed_shard_of_the_same_size_and_time_is_encoded_anew(
+  logs, tmp_path, encoded, replaces: bool
+):
+  cache = tmp_path / 'cache'
+  path = dqn_replay.ShardFiles(logs, 2).path('action')
+  actions = dqn_replay.ShardFiles(logs, 2).read().action
+  versions = []
+  for column in (actions, (actions + 1) % 4):
+    npy = io.BytesIO()
+    np.save(npy, column)
+    versions.append(gzip.compress(npy.getvalue(), 0))  # not compressed, so of the same size
+  assert len(versions[0]) == len(versions[1])
+  path.write_bytes(versions[0])
+  os.utime(path, ns=(10**18, 10**18))
+  replay.Logs(logs, cache_dir=cache)
+  if replaces:
+    (tmp_path / 'new').write_bytes(versions[1])
+    os.replace(tmp_path / 'new', path)
+  else:
+    path.write_bytes(versions[1])
+  os.utime(path, ns=(10**18, 10**18))
+  encoded.clear()
+  got = replay.load(logs, [2], cache_dir=cache)
+  assert encoded == [2]
+  np.testing.assert_array_equal(got.actions, (actions[: len(got.actions)] + 1) % 4)
+
+
 def test_actions_are_checked_against_the_game_at_hand(logs, tmp_path):
   replay.Logs(logs, cache_dir=tmp_path / 'cache', num_actions=4)
   with pytest.raises(ValueError, match=r'action_ckpt\.0\.gz: expected actions 0 to 2 .*got 3 in'):
@@ -261,7 +297,9 @@ def test_a_full_disk_only_costs_the_cache(logs, tmp_path, monkeypatch, caplog):
   with monkeypatch.context() as patch:
     patch.setattr(np, 'save', full_disk)
     check(logs, None, tmp_path / 'cache')
-  assert 'will not be kept for the next run: [Errno 28]' in caplog.text
+  (directory,) = (tmp_path / 'cache').iterdir()
+  full = f'will not be kept for the next run: {directory / "0002.shard"}: No space left on device'
+  assert full in caplog.text
   left = [path.name for path in (tmp_path / 'cache').rglob('*') if path.is_file()]
   assert sorted(left) == ['.lock', '0000.shard', '0001.shard']
   check(logs, None, tmp_path / 'cache')
@@ -315,7 +353,7 @@ def test_without_locks_or_leave_to_write_the_cache_is_still_read(
   monkeypatch.setattr(replay_cache.fcntl, 'flock', no_locks)
   check(logs, [0, 1, 2], cache)
   assert encoded == [0, 1, 2, 2]  # all without the cache, one with it
-  assert 'will not be kept for the next run: [Errno 37]' in caplog.text
+  assert 'No locks available' in caplog.text
   assert len(files_of(cache)) == 2
 
 

@@ -3,12 +3,19 @@
 import dataclasses
 import gzip
 import io
+import os
 import pickle
+import re
 import shutil
+import signal
+import time
+import tracemalloc
 
+import jax
 import numpy as np
 import pytest
 
+from benchmarks import soak_logs
 from offline_zoo import replay, testing
 from offline_zoo.logs import dqn_replay
 
@@ -85,7 +92,8 @@ def test_a_failing_write_leaves_the_old_shard(tmp_path, monkeypatch):
     save(*args, **kwargs)
 
   monkeypatch.setattr(np, 'save', full_disk)
-  with pytest.raises(OSError, match='No space left'):
+  path = re.escape(str(tmp_path / '$store$_terminal_ckpt.0.gz'))
+  with pytest.raises(OSError, match=f'{path}: cannot be written: .*No space left'):
     dqn_replay.ShardFiles(tmp_path, 0).write(testing.make_shard(30))
   assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
@@ -125,14 +133,11 @@ def write_array(path, array) -> None:
     np.save(file, array)
 
 
-FILES = (
-  *(f'$store$_{name}' for name in ('observation', 'action', 'reward', 'terminal')),
-  'add_count',
-  'invalid_range',
-)
+COLUMNS = tuple(f'$store$_{name}' for name in ('observation', 'action', 'reward', 'terminal'))
+FILES = (*COLUMNS, 'add_count')
 
 
-@pytest.mark.parametrize('file', FILES)
+@pytest.mark.parametrize('file', COLUMNS)
 def test_a_missing_file_is_named(copy, file: str):
   (copy / f'{file}_ckpt.1.gz').unlink()
   with pytest.raises(FileNotFoundError) as error:
@@ -195,7 +200,7 @@ def test_a_pickled_object_is_refused_and_never_run(copy, file: str, tmp_path):
   huge_header = b'\x93NUMPY\x01\x00' + (60_000).to_bytes(2, 'little') + b' ' * 60_000
   for content in (npy.getvalue(), pickle.dumps(Bomb()), huge_header):
     path.write_bytes(gzip.compress(content))
-    with pytest.raises(ValueError, match='expected a gzip-compressed') as error:
+    with pytest.raises(ValueError, match=f'{re.escape(str(path))}: expected') as error:
       replay.load(copy)
     assert '\n' not in str(error.value) and 'allow_pickle' not in str(error.value)
   assert not (tmp_path / 'bomb').exists()
@@ -216,13 +221,11 @@ def test_a_pickled_object_is_refused_and_never_run(copy, file: str, tmp_path):
     ('$store$_reward', np.full(CAPACITY, np.nan, np.float32), 'finite rewards, got nan in row 0'),
     ('$store$_reward', np.full(CAPACITY, np.inf, np.float32), 'finite rewards, got inf in row 0'),
     ('$store$_terminal', np.zeros((), np.uint8), 'expected uint8'),
-    ('$store$_terminal', np.zeros(0, np.uint8), 'at least one row, got none'),
+    ('$store$_terminal', np.zeros(0, np.uint8), '1 to 16777216 rows, got 0'),
     ('$store$_terminal', np.full(CAPACITY, 2, np.uint8), 'flags 0 or 1, got 2 in row 0'),
     ('add_count', np.float64(5), 'expected one count of rows, got float64'),
     ('add_count', np.array([5]), 'expected one count of rows'),
     ('add_count', np.int64(-1), 'expected one count of rows.*-1'),
-    ('invalid_range', np.zeros((2, 2), np.int64), r'expected integers \[K\]'),
-    ('invalid_range', np.zeros(5), r'expected integers \[K\]'),
   ],
 )
 def test_a_wrong_array_is_named(copy, file: str, array, message: str):
@@ -253,3 +256,133 @@ def test_other_files_are_ignored(copy):
   (copy / '$store$_observation_ckpt.1.gz.tmp').touch()
   assert [files.number for files in dqn_replay.open_shards(copy)] == [1]
   assert len(replay.load(copy).actions) == CAPACITY - 1
+
+
+def assert_same(data: replay.ReplayData, other: replay.ReplayData) -> None:
+  for ours, theirs in zip(jax.tree.leaves(data), jax.tree.leaves(other), strict=True):
+    np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize('number', [1, 3])
+def test_four_files_a_shard_suffice(logs, tmp_path, caplog, number: int):
+  """Without add_count a shard is taken for a full one: number 1 is, the last one is partial."""
+  for path in logs.glob(f'$store$_*_ckpt.{number}.gz'):
+    shutil.copy(path, tmp_path)
+  assert len(list(tmp_path.iterdir())) == 4
+  got, want = replay.load(tmp_path, n_step=3), replay.load(logs, [number], n_step=3)
+  (warning,) = (record for record in caplog.records if record.levelname == 'WARNING')
+  assert f'shards {number} have no add_count_ckpt files: taken for full ones' in warning.message
+  assert '\n' not in warning.message
+  assert len(got.actions) == CAPACITY - 1
+  if number == 1:
+    assert_same(got, want)
+  else:  # its own rows come out as they are; what it costs are the stale ones after them
+    for name in ('actions', 'rewards', 'terminals'):
+      ours, theirs = getattr(got, name), getattr(want, name)
+      assert len(theirs) < CAPACITY - 1
+      np.testing.assert_array_equal(ours[: len(theirs)], theirs)
+
+
+def test_a_link_to_nothing_is_not_taken_for_an_absent_add_count(copy):
+  (copy / 'add_count_ckpt.1.gz').unlink()
+  (copy / 'add_count_ckpt.1.gz').symlink_to('nowhere')
+  with pytest.raises(
+    FileNotFoundError, match=r'add_count_ckpt\.1\.gz: a file of this shard is miss'
+  ):
+    replay.load(copy)
+
+
+@pytest.mark.parametrize('dtype', [np.int8, np.uint8, np.int16, np.uint64, '>i4'])
+def test_add_count_may_be_of_any_integer_type(copy, dtype):
+  write_array(copy / 'add_count_ckpt.1.gz', np.array(100, dtype))
+  assert len(replay.load(copy).actions) == 100
+
+
+@pytest.fixture
+def soon():
+  """Fails a test that waits."""
+
+  def too_late(*_):
+    raise AssertionError('it waits')
+
+  handler = signal.signal(signal.SIGALRM, too_late)
+  signal.alarm(60)
+  yield
+  signal.alarm(0)
+  signal.signal(signal.SIGALRM, handler)
+
+
+@pytest.mark.parametrize('make', [os.mkfifo, os.mkdir, lambda path: path.symlink_to('/dev/zero')])
+@pytest.mark.parametrize('file', FILES)
+def test_what_is_no_regular_file_is_refused_at_once(copy, soon, file: str, make):
+  path = copy / f'{file}_ckpt.1.gz'
+  path.unlink()
+  make(path)
+  with pytest.raises(OSError, match=f'^{re.escape(str(path))}: expected a regular file$'):
+    replay.load(copy)
+
+
+def test_an_invalid_range_is_never_opened(copy, soon):
+  (copy / 'invalid_range_ckpt.1.gz').unlink()
+  os.mkfifo(copy / 'invalid_range_ckpt.1.gz')
+  assert len(replay.load(copy).actions) == CAPACITY - 1
+
+
+def endless(begin: bytes) -> bytes:
+  """A small file that decompresses to these bytes and 400 MB of zeros."""
+  return gzip.compress(begin) + gzip.compress(bytes(10**8), 1) * 4
+
+
+def header(shape: tuple[int, ...], descr: str, version: int = 1) -> bytes:
+  text = repr({'descr': descr, 'fortran_order': False, 'shape': shape}).encode()
+  length = len(text).to_bytes(2 if version == 1 else 4, 'little')
+  return b'\x93NUMPY' + bytes([version, 0]) + length + text
+
+
+@pytest.mark.parametrize(
+  'begin, message',
+  [
+    (header((4 * 10**8,), '|u1'), 'expected 1 to 16777216 rows, got 400000000'),
+    (header((CAPACITY,), '|u1'), 'it holds something else'),
+    (header((CAPACITY,), '|u1')[:8] + b'\xff\xff', 'it holds something else'),
+    (header((CAPACITY,), '|u1', 2)[:8] + b'\xff\xff\xff\xff', 'it holds something else'),
+    (b'PK\3\4', 'it holds something else'),
+  ],
+  ids=['rows', 'surplus', 'header', 'long header', 'zip'],
+)
+def test_what_headers_claim_is_bounded(copy, begin: bytes, message: str):
+  (copy / '$store$_terminal_ckpt.1.gz').write_bytes(endless(begin))
+  tracemalloc.start()
+  start = time.process_time()
+  try:
+    with pytest.raises(ValueError, match=message):
+      replay.load(copy)
+    assert tracemalloc.get_traced_memory()[1] < 20e6
+    assert time.process_time() - start < 1
+  finally:
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize('version', [(1, 0), (2, 0), (3, 0)])
+@pytest.mark.parametrize('order', ['C', 'F'])
+def test_orders_and_versions_are_read_as_numpy_reads_them(logs, copy, monkeypatch, version, order):
+  # In three pieces, the last of them shorter.
+  monkeypatch.setattr(dqn_replay, '_FRAMES_PER_READ', 400)
+  want = replay.load(logs, [1])
+  for file in COLUMNS:
+    path = copy / f'{file}_ckpt.1.gz'
+    with gzip.open(path) as f:
+      array = np.load(f)
+    with gzip.open(path, 'wb', compresslevel=1) as f:
+      np.lib.format.write_array(f, np.array(array, order=order), version=version)
+  assert_same(replay.load(copy), want)
+  whole = dqn_replay.ShardFiles(copy, 1).read().observation
+  np.testing.assert_array_equal(whole, dqn_replay.ShardFiles(logs, 1).read().observation)
+
+
+def test_damaged_in_a_hundred_ways(tmp_path):
+  """A short run of the soak test: what is not refused is what other readers read."""
+  outcomes = soak_logs.soak_shards(100, tmp_path, seed=1)
+  read, refused = np.sum(list(outcomes.values()), axis=0)
+  assert read + refused == 100
+  assert read >= 5 and refused >= 60
