@@ -73,7 +73,7 @@ def main() -> None:
   ratios: dict[str, list[float]] = {name: [] for name in LAYOUTS}
   for game in games.NAMES:
     replay_dir = games.random_logs(args.logs_dir, game)
-    observation = dqn_replay.read_shard(replay_dir, 0).observation[: args.num_frames]
+    observation = dqn_replay.ShardFiles(replay_dir, 0).read().observation[: args.num_frames]
     for name, layout in LAYOUTS.items():
       ratios[name].append(84 * 84 / bytes_per_frame(observation, layout))
   print(f'Ratio of raw to encoded size, {args.num_frames:,} frames of random play a game\n')

@@ -27,7 +27,7 @@ import numpy as np
 
 from offline_zoo import replay
 from offline_zoo.dqn import agent, run_atari
-from offline_zoo.logs import demo, dqn_replay
+from offline_zoo.logs import demo, open_shards
 
 BATCH_SIZE = 32
 NUM_ACTIONS = 6
@@ -118,7 +118,8 @@ def main() -> None:
   jax.config.update('jax_numpy_rank_promotion', 'raise')
   replay_dir = pathlib.Path(args.replay_dir or demo.find_or_make('pong'))
   # One shard is all that the peer holds, too.
-  data = replay.load(replay_dir, dqn_replay.list_shards(replay_dir)[:1], num_actions=NUM_ACTIONS)
+  first = open_shards(replay_dir)[0].number
+  data = replay.load(replay_dir, [first], num_actions=NUM_ACTIONS)
   ours = make_learner(data)
   square = jnp.ones((2048, 2048))
   product = jax.jit(lambda a: a @ a)

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from offline_zoo import logs
 from offline_zoo.encoding import frame_encoder, frame_store
-from offline_zoo.logs import dqn_replay
 
 MARKS = (10_000, 30_000, 100_000, 300_000, 1_000_000, 3_000_000)
 PROJECTED_ROWS = 50_000_000
@@ -33,12 +33,10 @@ def num_bytes(num_items, num_rows: int) -> float:
 def frames(replay_dir: pathlib.Path, max_rows: int) -> Iterator[np.ndarray]:
   """Usable frames, in pieces that end at the marks."""
   done = 0
-  for index in dqn_replay.list_shards(replay_dir):
-    columns = dqn_replay.read_small_files(replay_dir, index, None)
-    capacity = len(columns['terminal'])
-    rest = columns['add_count'] % capacity
-    path = dqn_replay.shard_path(replay_dir, 'observation', index)
-    for pixels in dqn_replay.read_frames(path, capacity):
+  for shard in logs.open_shards(replay_dir):
+    logged = shard.read_small_files(None)
+    rest = len(logged.action)
+    for pixels in shard.read_frames(logged.num_frames):
       pixels = pixels[: min(rest, max_rows - done)]
       if not len(pixels):
         break

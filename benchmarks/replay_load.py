@@ -26,9 +26,9 @@ from offline_zoo.logs import dqn_replay
 def gzip_and_numpy(replay_dir: pathlib.Path) -> int:
   """Loads shard after shard; returns bytes of frames."""
   num_bytes = 0
-  for index in dqn_replay.list_shards(replay_dir):
+  for files in dqn_replay.open_shards(replay_dir):
     for name in ('observation', 'action', 'reward', 'terminal'):
-      with gzip.open(dqn_replay.shard_path(replay_dir, name, index)) as file:
+      with gzip.open(files.path(name)) as file:
         array = np.load(file, allow_pickle=False)
       if name == 'observation':
         num_bytes += array.nbytes

@@ -19,18 +19,16 @@ import jax
 import numpy as np
 
 from benchmarks import games
-from offline_zoo import replay
+from offline_zoo import atari_data, logs, replay
 from offline_zoo.encoding import frame_store
-from offline_zoo.logs import dqn_replay
 
 
 def count_rows(replay_dir: pathlib.Path) -> int:
   """Rows that are usable and not blank ones before an episode."""
   num_rows = 0
-  for index in dqn_replay.list_shards(replay_dir):
-    columns = dqn_replay.read_small_files(replay_dir, index, None)
-    terminal = columns['terminal'][: columns['add_count'] % len(columns['terminal'])]
-    num_rows += len(terminal) - dqn_replay.NUM_PADDING_ROWS * int(terminal[:-1].sum())
+  for shard in logs.open_shards(replay_dir):
+    terminal = shard.read_small_files(None).terminal
+    num_rows += len(terminal) - (atari_data.STACK_SIZE - 1) * int(terminal[:-1].sum())
   return num_rows
 
 
@@ -42,18 +40,17 @@ def check_frames(replay_dir: pathlib.Path, data: replay.ReplayData) -> None:
   """
   decode = jax.jit(frame_store.decode)
   first = 0
-  for index in dqn_replay.list_shards(replay_dir):
-    columns = dqn_replay.read_small_files(replay_dir, index, None)
-    capacity = len(columns['terminal'])
-    end = first + columns['add_count'] % capacity
-    path = dqn_replay.shard_path(replay_dir, 'observation', index)
+  for shard in logs.open_shards(replay_dir):
+    logged = shard.read_small_files(None)
+    end = first + len(logged.action)
     row = first
-    for pixels in dqn_replay.read_frames(path, capacity):
+    for pixels in shard.read_frames(logged.num_frames):
       wanted = pixels[: end - row]
       # Always as many, so that it is compiled once.
       rows = np.minimum(np.arange(row, row + len(pixels)), len(data.actions) - 1)
       decoded = np.asarray(decode(data.frames, rows))[: len(wanted)]
-      assert np.array_equal(decoded, wanted), f'{path}: frames from row {row - first} on differ'
+      same = np.array_equal(decoded, wanted)
+      assert same, f'{shard.path("observation")}: frames from row {row - first} on differ'
       row += len(wanted)
     first = end
   assert first == len(data.actions)

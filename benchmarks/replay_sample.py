@@ -15,7 +15,7 @@ import numpy as np
 
 from benchmarks import learn
 from offline_zoo import replay
-from offline_zoo.logs import demo, dqn_replay
+from offline_zoo.logs import demo, open_shards
 
 
 def main() -> None:
@@ -28,7 +28,8 @@ def main() -> None:
 
   jax.config.update('jax_numpy_rank_promotion', 'raise')
   replay_dir = args.replay_dir or demo.find_or_make('pong')
-  logs = replay.Logs(replay_dir, dqn_replay.list_shards(replay_dir)[:2])  # 50,000 rows
+  numbers = [shard.number for shard in open_shards(replay_dir)]
+  logs = replay.Logs(replay_dir, numbers[:2])  # 50,000 rows
   data = logs.resident(0)
   peers = {
     library: learn.Peer(python, 'replays.py', f'--library={library}', f'--replay_dir={replay_dir}')

@@ -64,7 +64,7 @@ def slow_transition(shards: list[dqn_replay.Shard], row: int, n_step: int, disco
 @pytest.mark.parametrize('n_step', [1, 2, 5])
 def test_every_row_of_several_shards_equals_a_slow_loop(logs, n_step: int):
   data = replay.load(logs, n_step=n_step, discount=0.9)
-  shards = [dqn_replay.read_shard(logs, i) for i in range(4)]
+  shards = [dqn_replay.ShardFiles(logs, i).read() for i in range(4)]
   want = {}
   for row in range(sum(shard.num_rows for shard in shards)):
     if (transition := slow_transition(shards, row, n_step, 0.9)) is not None:
@@ -82,7 +82,7 @@ def test_every_row_of_several_shards_equals_a_slow_loop(logs, n_step: int):
 
 def test_shards_load_in_the_order_given(logs):
   data = replay.load(logs, [3, 1])
-  shards = [dqn_replay.read_shard(logs, i) for i in (3, 1)]
+  shards = [dqn_replay.ShardFiles(logs, i).read() for i in (3, 1)]
   np.testing.assert_array_equal(
     data.actions, np.concatenate([shard.action[: shard.num_rows] for shard in shards])
   )
@@ -101,7 +101,7 @@ def test_max_rows_per_shard_keeps_the_first_rows(logs):
 
 def test_each_reward_is_clipped_before_the_sum(tmp_path):
   shard = testing.make_shard(12, reward=[0, 0, 0, 5, 5, 5, -5, 0.25, 5, 5, 5, 5])
-  dqn_replay.write_shard(tmp_path, 0, shard)
+  dqn_replay.ShardFiles(tmp_path, 0).write(shard)
   data = replay.load(tmp_path, n_step=3, discount=0.5)
   rewards = replay.gather(data, jnp.array([3, 4, 5, 6])).r_t
   np.testing.assert_array_equal(
@@ -113,9 +113,8 @@ def test_each_reward_is_clipped_before_the_sum(tmp_path):
 def test_rewards_end_with_the_episode(tmp_path):
   terminal = np.zeros(20, np.uint8)
   terminal[[6, 13]] = 1
-  dqn_replay.write_shard(
-    tmp_path, 0, testing.make_shard(20, reward=np.full(20, 0.5), terminal=terminal)
-  )
+  shard = testing.make_shard(20, reward=np.full(20, 0.5), terminal=terminal)
+  dqn_replay.ShardFiles(tmp_path, 0).write(shard)
   data = replay.load(tmp_path, n_step=3, discount=0.5)
   # Rows 7 to 9 have the end in row 6 among the three before them; 17 to 19 lack a row n later.
   assert replay.valid_rows(data).tolist() == [3, 4, 5, 6, 10, 11, 12, 13]
@@ -135,7 +134,7 @@ def test_sampling_is_uniform_over_valid_rows_and_touches_no_other(tmp_path):
     terminal = np.zeros(30, np.uint8)
     terminal[[9, 20]] = 1
     shards.append(testing.make_shard(30, action=np.arange(first, first + 30), terminal=terminal))
-    dqn_replay.write_shard(tmp_path, len(shards) - 1, shards[-1])
+    dqn_replay.ShardFiles(tmp_path, len(shards) - 1).write(shards[-1])
   data = replay.load(tmp_path)
   valid = np.asarray(data.actions)[np.asarray(replay.valid_rows(data))]
   assert len(valid) == 2 * (3 + 3 + 4 + 8 + 2)
@@ -166,7 +165,7 @@ def test_mean_episode_return_is_of_whole_episodes_only(tmp_path):
   terminal[[9, 19, 29]] = 1
   reward = np.arange(40, dtype=np.float32)
   first = testing.make_shard(40, terminal=terminal, reward=reward)
-  dqn_replay.write_shard(tmp_path, 0, first)
+  dqn_replay.ShardFiles(tmp_path, 0).write(first)
   # The shard does not begin with padding, so its first episode may have begun before.
   whole = [sum(range(10, 20)), sum(range(20, 30))]
   assert replay.Logs(tmp_path).mean_episode_return == np.mean(whole)
@@ -175,7 +174,7 @@ def test_mean_episode_return_is_of_whole_episodes_only(tmp_path):
   observation[:3] = 0
   reward[:3] = 0
   second = dataclasses.replace(first, observation=observation, reward=reward)
-  dqn_replay.write_shard(tmp_path, 1, second)
+  dqn_replay.ShardFiles(tmp_path, 1).write(second)
   assert replay.Logs(tmp_path, [1]).mean_episode_return == np.mean([sum(range(3, 10)), *whole])
   assert replay.Logs(tmp_path).mean_episode_return == np.mean([*whole, sum(range(3, 10)), *whole])
   assert np.isnan(replay.Logs(tmp_path, [0], max_rows_per_shard=9).mean_episode_return)
@@ -205,7 +204,7 @@ def distinct(tmp_path_factory):
     shard = testing.make_shard(num_rows, action=np.full(num_rows, index))
     shard.observation[:] = rng.integers(256, size=shard.observation.shape)
     shard.terminal[:num_rows] = rng.random(num_rows) < 0.1
-    dqn_replay.write_shard(directory, index, shard)
+    dqn_replay.ShardFiles(directory, index).write(shard)
   return directory
 
 
@@ -314,7 +313,7 @@ def test_rewards_are_held_raw_and_small_and_clipped_when_sampled(tmp_path):
   cache = tmp_path / 'cache'
   for number, (dtype, rewards) in enumerate(kinds.items()):
     shard = testing.make_shard(8, reward=np.array(rewards, np.float32))
-    dqn_replay.write_shard(tmp_path / 'logs', number, shard)
+    dqn_replay.ShardFiles(tmp_path / 'logs', number).write(shard)
     data = replay.load(tmp_path / 'logs', [number])
     assert data.rewards.dtype == dtype
     np.testing.assert_array_equal(data.rewards, np.array(rewards, np.float32))
@@ -336,7 +335,7 @@ def test_rewards_are_held_raw_and_small_and_clipped_when_sampled(tmp_path):
 
 @pytest.mark.parametrize('num_rows', [0, 4])
 def test_no_valid_transition(tmp_path, num_rows: int):
-  dqn_replay.write_shard(tmp_path, 0, testing.make_shard(num_rows, 10))
+  dqn_replay.ShardFiles(tmp_path, 0).write(testing.make_shard(num_rows, 10))
   with pytest.raises(ValueError, match=r'no valid transition in shards \[0\]'):
     replay.load(tmp_path)
 

@@ -51,7 +51,7 @@ def logs(tmp_path_factory):
       terminal=terminal,
       add_count=119,
     )
-    dqn_replay.write_shard(directory, index, shard)
+    dqn_replay.ShardFiles(directory, index).write(shard)
   return directory
 
 
@@ -321,9 +321,9 @@ def test_bad_flags_are_named_before_anything_is_written(agent, settings, changes
 
 def test_logs_of_another_game(agent, settings, tmp_path):
   shutil.copytree(settings['replay_dir'], tmp_path / 'logs')
-  shard = dqn_replay.read_shard(settings['replay_dir'], 0)
+  shard = dqn_replay.ShardFiles(settings['replay_dir'], 0).read()
   shard.action[5] = 4
-  dqn_replay.write_shard(tmp_path / 'logs', 0, shard)
+  dqn_replay.ShardFiles(tmp_path / 'logs', 0).write(shard)
   with pytest.raises(ValueError, match=r'action_ckpt\.0\.gz: .*0 to 3.*another game'):
     run_here(agent, {**settings, 'replay_dir': str(tmp_path / 'logs')})
 
@@ -361,9 +361,9 @@ def test_a_checkpoint_of_another_agent_or_network(agent, after_one, monkeypatch)
 def test_a_checkpoint_of_other_logs(agent, after_one, tmp_path):
   """The logs may move, but not change."""
   shutil.copytree(after_one['replay_dir'], tmp_path / 'logs')
-  shard = dqn_replay.read_shard(after_one['replay_dir'], 0)
+  shard = dqn_replay.ShardFiles(after_one['replay_dir'], 0).read()
   shard.reward[20] += 1
-  dqn_replay.write_shard(tmp_path / 'logs', 0, shard)
+  dqn_replay.ShardFiles(tmp_path / 'logs', 0).write(shard)
   with pytest.raises(ValueError, match="its logs' checksum is"):
     run_here(agent, {**after_one, 'replay_dir': str(tmp_path / 'logs')})
 

@@ -3,15 +3,36 @@
 Numba compiles what is here when it is first used, in seconds, and keeps the result on disk.
 """
 
+import functools
+import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numba
 import numpy as np
+from absl import logging
 
+from offline_zoo import program
 from offline_zoo.encoding import frame_store
 
-_jit = numba.njit(nogil=True, cache=True)
+
+def _keeps_compiled() -> bool:
+  """Tells whether there is a place to keep what Numba compiles; logs it if there is none."""
+  try:
+    # Without a home directory, Numba would make one that is called "~".
+    if program.user_cache_dir() is not None or os.environ.get('NUMBA_CACHE_DIR'):
+      numba.njit(cache=True)(_keeps_compiled)
+      return True
+  except RuntimeError:  # Numba finds no directory that it can write to
+    pass
+  logging.warning(
+    'No place to keep the compiled frame encoder, neither beside the code nor in a home directory: '
+    'it is compiled in every run, for some seconds; NUMBA_CACHE_DIR can name one'
+  )
+  return False
+
+
+_jit = functools.partial(numba.njit, nogil=True, cache=_keeps_compiled())
 # Random odd factors of a multilinear hash: as many as the longest item has words, here 9, and 36 in
 # benchmarks/frame_layouts.py.
 _FACTORS = np.random.default_rng(0).integers(2**64, size=36, dtype=np.uint64) | np.uint64(1)
@@ -55,7 +76,7 @@ class _Table(NamedTuple):
 
 
 # Inlined where the number of words is known, its loops are unrolled: that is twice as fast.
-@numba.njit(nogil=True, cache=True, inline='always')
+@_jit(inline='always')
 def _intern(table, item, num_words):
   """The id of an item [W] of so many words, which is added if it is new."""
   value = np.uint64(0)
@@ -83,13 +104,13 @@ def _intern(table, item, num_words):
   return new
 
 
-@_jit
+@_jit()
 def _intern_all(table, items, ids):
   for i in range(len(items)):
     ids[i] = _intern(table, items[i], items.shape[1])
 
 
-@_jit
+@_jit()
 def _encode(words, last, ids, tables, out):
   """Encodes frames; a piece that is what it was in the frame before keeps its id.
 

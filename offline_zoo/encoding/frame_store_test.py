@@ -13,7 +13,7 @@ from offline_zoo.logs import dqn_replay
 def breakout(golden) -> np.ndarray:
   """Logged frames, blank and stale ones included."""
   logs = golden / 'replay' / 'Breakout' / '1' / 'replay_logs'
-  return np.concatenate([dqn_replay.read_shard(logs, i).observation for i in range(4)])
+  return np.concatenate([dqn_replay.ShardFiles(logs, i).read().observation for i in range(4)])
 
 
 def noise(num_frames: int, seed: int = 0) -> np.ndarray:

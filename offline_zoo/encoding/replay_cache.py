@@ -161,15 +161,16 @@ class Cache:
         for left in self._directory.glob(f'{_PARTIAL}*'):  # by a process that was killed
           left.unlink()
       except OSError as error:
-        self._stop_writing(error)
+        self._stop_writing(self._directory, error)
     return self
 
   def __exit__(self, *unused) -> None:
     if self._lock is not None:
       self._lock.close()
 
-  def _stop_writing(self, error: Exception) -> None:
-    logging.warning('Encoded logs will not be kept for the next run: %s', error)
+  def _stop_writing(self, path: pathlib.Path, error: Exception) -> None:
+    said = getattr(error, 'strerror', None) or error  # a full disk's does not say which file it was
+    logging.warning('Encoded logs will not be kept for the next run: %s: %s', path, said)
     self._writes = False
 
   def _path(self, position: int) -> pathlib.Path:
@@ -210,15 +211,16 @@ class Cache:
     header = {
       'version': VERSION, 'previous': self._previous, 'shard': number, 'fingerprint': fingerprint
     }  # fmt: skip
+    path = self._path(position)
     try:
       for stale in itertools.takewhile(
         pathlib.Path.exists, map(self._path, itertools.count(position))
       ):
         stale.unlink()
-      self._previous = _write(self._path(position), header, shard)
-      _, self.shards[number], _ = _read(self._path(position))  # no longer in our own memory
+      self._previous = _write(path, header, shard)
+      _, self.shards[number], _ = _read(path)  # no longer in our own memory
     except (OSError, ValueError) as error:
-      self._stop_writing(error)
+      self._stop_writing(path, error)
 
 
 def directory_for(

@@ -1,5 +1,7 @@
 """Tests for what Logs keeps in a cache, and for what it does with a bad one."""
 
+import gzip
+import io
 import json
 import os
 import pathlib
@@ -11,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 
+from benchmarks import soak_logs
 from offline_zoo import replay
 from offline_zoo.encoding import replay_cache
 from offline_zoo.logs import dqn_replay
@@ -19,8 +22,8 @@ SCRIPT = """
 import sys
 from offline_zoo import replay
 from offline_zoo.logs import dqn_replay
-read = dqn_replay.read_frames
-dqn_replay.read_frames = lambda *args: (print('encodes', args[0].name), read(*args))[1]
+read = dqn_replay.ShardFiles.read_frames
+dqn_replay.ShardFiles.read_frames = lambda *args: (print('encodes', args[0]), read(*args))[1]
 logs = replay.Logs(sys.argv[1], cache_dir=sys.argv[2])
 print(logs.checksum, logs.resident(0).frames.frames.shape)
 """
@@ -37,13 +40,13 @@ def logs(golden, tmp_path):
 def encoded(monkeypatch) -> list[int]:
   """The numbers of the shards whose frames were read since it was last cleared."""
   numbers = []
-  read_frames = dqn_replay.read_frames
+  read_frames = dqn_replay.ShardFiles.read_frames
 
-  def reading(path, capacity):
-    numbers.append(int(path.name.split('.')[1]))
-    return read_frames(path, capacity)
+  def reading(self, num_frames):
+    numbers.append(self.number)
+    return read_frames(self, num_frames)
 
-  monkeypatch.setattr(dqn_replay, 'read_frames', reading)
+  monkeypatch.setattr(dqn_replay.ShardFiles, 'read_frames', reading)
   return numbers
 
 
@@ -145,6 +148,11 @@ def test_every_flipped_bit_is_found(logs, tmp_path):
       replay_cache._read(path)
 
 
+def test_a_flipped_bit_changes_no_row(tmp_path):
+  """A short run of the soak test, through all that a run does with the cache."""
+  soak_logs.soak_cache(20, tmp_path, seed=1)
+
+
 def rewrite(path: pathlib.Path, **header) -> None:
   """Makes a file with another header and, for that, a right hash."""
   stored, shard, _ = replay_cache._read(path)
@@ -175,9 +183,9 @@ def test_a_foreign_file_is_not_used(logs, tmp_path, encoded, caplog, header, mes
 def test_another_directorys_files_are_not_used(logs, tmp_path, encoded):
   cache = tmp_path / 'cache'
   other = pathlib.Path(shutil.copytree(logs, tmp_path / 'other'))
-  shard = dqn_replay.read_shard(other, 0)
+  shard = dqn_replay.ShardFiles(other, 0).read()
   shard.observation[10] += 1
-  dqn_replay.write_shard(other, 0, shard)
+  dqn_replay.ShardFiles(other, 0).write(shard)
   for replay_dir in (logs, other):
     replay.Logs(replay_dir, cache_dir=cache)
   first, second = (replay_cache.directory_for(cache, x, None) for x in (logs, other))
@@ -192,17 +200,45 @@ def test_another_directorys_files_are_not_used(logs, tmp_path, encoded):
 def test_a_changed_shard_is_encoded_anew(logs, tmp_path, encoded):
   cache = tmp_path / 'cache'
   replay.Logs(logs, cache_dir=cache)
-  shard = dqn_replay.read_shard(logs, 2)
+  shard = dqn_replay.ShardFiles(logs, 2).read()
   shard.observation[10] += 1
-  dqn_replay.write_shard(logs, 2, shard)
+  dqn_replay.ShardFiles(logs, 2).write(shard)
   encoded.clear()
   check(logs, None, cache)
   assert encoded[4:] == [2, 3]
   # As is one that only seems to have changed.
-  os.utime(dqn_replay.shard_path(logs, 'reward', 3), ns=(1, 1))
+  os.utime(dqn_replay.ShardFiles(logs, 3).path('reward'), ns=(1, 1))
   encoded.clear()
   check(logs, None, cache)
   assert encoded[4:] == [3]
+
+
+@pytest.mark.parametrize('replaces', [True, False])
+def test_a_changed_shard_of_the_same_size_and_time_is_encoded_anew(
+  logs, tmp_path, encoded, replaces: bool
+):
+  cache = tmp_path / 'cache'
+  path = dqn_replay.ShardFiles(logs, 2).path('action')
+  actions = dqn_replay.ShardFiles(logs, 2).read().action
+  versions = []
+  for column in (actions, (actions + 1) % 4):
+    npy = io.BytesIO()
+    np.save(npy, column)
+    versions.append(gzip.compress(npy.getvalue(), 0))  # not compressed, so of the same size
+  assert len(versions[0]) == len(versions[1])
+  path.write_bytes(versions[0])
+  os.utime(path, ns=(10**18, 10**18))
+  replay.Logs(logs, cache_dir=cache)
+  if replaces:
+    (tmp_path / 'new').write_bytes(versions[1])
+    os.replace(tmp_path / 'new', path)
+  else:
+    path.write_bytes(versions[1])
+  os.utime(path, ns=(10**18, 10**18))
+  encoded.clear()
+  got = replay.load(logs, [2], cache_dir=cache)
+  assert encoded == [2]
+  np.testing.assert_array_equal(got.actions, (actions[: len(got.actions)] + 1) % 4)
 
 
 def test_actions_are_checked_against_the_game_at_hand(logs, tmp_path):
@@ -261,7 +297,9 @@ def test_a_full_disk_only_costs_the_cache(logs, tmp_path, monkeypatch, caplog):
   with monkeypatch.context() as patch:
     patch.setattr(np, 'save', full_disk)
     check(logs, None, tmp_path / 'cache')
-  assert 'will not be kept for the next run: [Errno 28]' in caplog.text
+  (directory,) = (tmp_path / 'cache').iterdir()
+  full = f'will not be kept for the next run: {directory / "0002.shard"}: No space left on device'
+  assert full in caplog.text
   left = [path.name for path in (tmp_path / 'cache').rglob('*') if path.is_file()]
   assert sorted(left) == ['.lock', '0000.shard', '0001.shard']
   check(logs, None, tmp_path / 'cache')
@@ -271,9 +309,9 @@ def test_a_full_disk_only_costs_the_cache(logs, tmp_path, monkeypatch, caplog):
 def test_other_shards_in_the_cache_take_no_memory(logs, tmp_path):
   """What is resident does not depend on what else was ever encoded."""
   cache = tmp_path / 'cache'
-  noise = dqn_replay.read_shard(logs, 0)
+  noise = dqn_replay.ShardFiles(logs, 0).read()
   noise.observation[:] = np.random.default_rng(0).integers(256, size=noise.observation.shape)
-  dqn_replay.write_shard(logs, 9, noise)
+  dqn_replay.ShardFiles(logs, 9).write(noise)
   replay.Logs(logs, [9], cache_dir=cache)
   for shards in ([0, 1, 2, 3], [2]):
     alone, among = replay.Logs(logs, shards), replay.Logs(logs, shards, cache_dir=cache)
@@ -315,7 +353,7 @@ def test_without_locks_or_leave_to_write_the_cache_is_still_read(
   monkeypatch.setattr(replay_cache.fcntl, 'flock', no_locks)
   check(logs, [0, 1, 2], cache)
   assert encoded == [0, 1, 2, 2]  # all without the cache, one with it
-  assert 'will not be kept for the next run: [Errno 37]' in caplog.text
+  assert 'No locks available' in caplog.text
   assert len(files_of(cache)) == 2
 
 

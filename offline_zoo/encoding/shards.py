@@ -6,16 +6,14 @@ import math
 import os
 import pathlib
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from absl import logging
 from isal import isal_zlib
 
-from offline_zoo import program
+from offline_zoo import logs, program
 from offline_zoo.encoding import frame_store, replay_cache
-from offline_zoo.logs import dqn_replay
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,20 +112,20 @@ def _smallest(rewards: np.ndarray) -> np.ndarray:
 
 
 def _encode_shard(
-  encoder, path: pathlib.Path, small_files: dict[str, Any], num_rows: int, bar
+  encoder, log_shard: logs.shard.LogShard, rows: logs.shard.Rows, num_rows: int, bar
 ) -> replay_cache.EncodedShard:
   """Encodes a shard's first rows; reads all of them, so that damage anywhere is found.
 
   Args:
     encoder: of the shards before.
-    path: of the frames.
-    small_files: the shard's other columns.
+    log_shard: whose frames are read.
+    rows: its rows.
     num_rows: how many to encode.
-    bar: is told of each row that is read.
+    bar: is told of each frame that is read.
   """
   ids = np.empty((num_rows, frame_store.NUM_BANDS), np.uint32)
   checksum, is_blank, start = 0, False, 0
-  for pixels in dqn_replay.read_frames(path, len(small_files['terminal'])):
+  for pixels in log_shard.read_frames(rows.num_frames):
     used = pixels[: max(num_rows - start, 0)]
     if len(used):
       if start == 0:
@@ -139,9 +137,9 @@ def _encode_shard(
 
   num_items = encoder.num_items
   new = encoder.take_new()
-  actions = small_files['action'][:num_rows].astype(np.uint8)
-  rewards = small_files['reward'][:num_rows]
-  terminals = small_files['terminal'][:num_rows].astype(bool)
+  actions = rows.action[:num_rows].astype(np.uint8)
+  rewards = rows.reward[:num_rows]
+  terminals = rows.terminal[:num_rows].astype(bool)
   for column in (actions, rewards, terminals):
     checksum = isal_zlib.crc32(column.data, checksum)
   return replay_cache.EncodedShard(
@@ -174,67 +172,61 @@ def load(
     cache_dir: where encoded shards are kept for the next time; None keeps none.
 
   Raises:
-    FileNotFoundError: the directory, a shard, or a shard's file is missing.
-    ValueError: a bad file, see `dqn_replay.read_shard`, or the same shard twice.
+    OSError: the directory, a shard, or a shard's file is missing, or cannot be read.
+    ValueError: a bad file, see `logs.shard.LogShard`, or the same shard twice.
   """
-  there = dqn_replay.list_shards(replay_dir)
-  numbers = there if numbers is None else list(numbers)
+  there = {log_shard.number: log_shard for log_shard in logs.open_shards(replay_dir)}
+  numbers = list(there) if numbers is None else list(numbers)
   if missing := sorted(set(numbers) - set(there)):
-    raise FileNotFoundError(f'{replay_dir}: no shards {missing}; there are {there}')
+    raise FileNotFoundError(f'{replay_dir}: no shards {missing}; there are {list(there)}')
   if not numbers or len(set(numbers)) < len(numbers):
     raise ValueError(f'shards must be one or more different ones, got {numbers}')
-  chain = _chain(replay_dir, numbers, num_actions, max_rows_per_shard, cache_dir)
-  logs = EncodedLogs(numbers, [chain[number] for number in numbers], list(chain.values()))
-  for number, shard in zip(numbers, logs.shards, strict=True):
-    # Those that were in the cache have not been checked against this game.
-    dqn_replay.check_actions(replay_dir, number, shard.actions, num_actions)
-  return logs
-
-
-def _chain(
-  replay_dir: str | os.PathLike,
-  chosen: Sequence[int],
-  num_actions: int | None,
-  max_rows_per_shard: int | None,
-  cache_dir: str | os.PathLike | None,
-) -> dict[int, replay_cache.EncodedShard]:
-  """Encodes the chosen shards, those in the cache excepted; returns the whole chain."""
   directory = None
   if cache_dir is not None:
     directory = replay_cache.directory_for(cache_dir, replay_dir, max_rows_per_shard)
-  fingerprints = {
-    index: dqn_replay.fingerprint(replay_dir, index) for index in dqn_replay.list_shards(replay_dir)
-  }
+  chain = _chain(there, numbers, num_actions, max_rows_per_shard, directory)
+  encoded = EncodedLogs(numbers, [chain[number] for number in numbers], list(chain.values()))
+  for number, encoded_shard in zip(numbers, encoded.shards, strict=True):
+    # Those that were in the cache have not been checked against this game.
+    logs.shard.check_actions(there[number], encoded_shard.actions, num_actions)
+  return encoded
+
+
+def _chain(
+  there: Mapping[int, logs.shard.LogShard],
+  chosen: Sequence[int],
+  num_actions: int | None,
+  max_rows_per_shard: int | None,
+  directory: pathlib.Path | None,
+) -> dict[int, replay_cache.EncodedShard]:
+  """Encodes the chosen shards, those in the cache excepted; returns the whole chain."""
+  fingerprints = {number: log_shard.fingerprint() for number, log_shard in there.items()}
   with replay_cache.Cache(directory) as cache:
     cache.read(fingerprints)
-    missing = [index for index in chosen if index not in cache.shards]
+    missing = [number for number in chosen if number not in cache.shards]
     if not missing:
       return cache.shards
     # The small files of all shards first: most bad input is then found within seconds.
-    small_files = {
-      index: dqn_replay.read_small_files(replay_dir, index, num_actions) for index in missing
-    }
+    small_files = {number: there[number].read_small_files(num_actions) for number in missing}
     from offline_zoo.encoding import frame_encoder  # which imports Numba
 
-    encoder = frame_encoder.Encoder([shard.dictionaries for shard in cache.shards.values()])
-    total = sum(len(columns['terminal']) for columns in small_files.values())
+    encoder = frame_encoder.Encoder([encoded.dictionaries for encoded in cache.shards.values()])
+    total = sum(rows.num_frames for rows in small_files.values())
     started = time.monotonic()
     with program.progress_bar(total, 'encoding', 'row') as bar:
       done = 0
-      for index in missing:
-        columns = small_files.pop(index)
-        capacity = len(columns['terminal'])
-        num_rows = columns['add_count'] % capacity
+      for number in missing:
+        rows = small_files.pop(number)
+        num_rows = len(rows.action)
         if max_rows_per_shard is not None:
           num_rows = min(num_rows, max_rows_per_shard)
-        path = dqn_replay.shard_path(replay_dir, 'observation', index)
-        shard = _encode_shard(encoder, path, columns, num_rows, bar)
-        cache.append(index, fingerprints[index], shard)
-        done += capacity
+        encoded = _encode_shard(encoder, there[number], rows, num_rows, bar)
+        cache.append(number, fingerprints[number], encoded)
+        done += rows.num_frames
         seconds = time.monotonic() - started
         logging.info(
           'Encoded shard %d, %d of %d rows: %.0f MB of frames a second, %.0f s left',
-          index, done, total, done * math.prod(frame_store.FRAME_SHAPE) / 1e6 / seconds,
+          number, done, total, done * math.prod(frame_store.FRAME_SHAPE) / 1e6 / seconds,
           seconds * (total - done) / done,
         )  # fmt: skip
     return cache.shards

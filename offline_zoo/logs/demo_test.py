@@ -31,9 +31,10 @@ def test_logs_are_the_episodes_row_by_row_and_reproducible(tmp_path):
     want['terminal'] += [0, 0, 0, *episode.terminals]
     index += 1
   num_transitions = 0
-  for i in dqn_replay.list_shards(tmp_path / 'a'):
-    shard = dqn_replay.read_shard(tmp_path / 'a', i, num_actions=4)
-    rows = slice(300 * i, 300 * i + shard.num_rows)
+  for files in dqn_replay.open_shards(tmp_path / 'a'):
+    assert files.read_small_files(num_actions=4).num_frames == 300
+    shard = files.read()
+    rows = slice(300 * files.number, 300 * files.number + shard.num_rows)
     for name, column in shard.columns.items():
       np.testing.assert_array_equal(column[: shard.num_rows], want[name][rows])
       assert not column[shard.num_rows :].any()

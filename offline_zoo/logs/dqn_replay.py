@@ -1,39 +1,45 @@
 """Log shards on disk, in the format of the DQN Replay Dataset (Agarwal et al. 2020).
 
-This is the only module that knows it. A replay directory holds shards numbered N; a shard is six
-gzip-compressed `.npy` files, checkpoints of a circular buffer of C rows:
+This is the only module that knows it. A replay directory holds shards numbered N; a shard is five
+gzip-compressed `.npy` files, checkpoints of a circular buffer of C rows, at most 2^24:
 
   $store$_observation_ckpt.N.gz  [C, 84, 84] uint8, one preprocessed frame a row
   $store$_action_ckpt.N.gz       [C] int32, index into the game's minimal action set
   $store$_reward_ckpt.N.gz       [C] float32
   $store$_terminal_ckpt.N.gz     [C] uint8, 1 on an episode's last row
   add_count_ckpt.N.gz            [] integer, rows ever added when the shard was written
-  invalid_range_ckpt.N.gz        [K] integer, not used here
 
 Row i holds a frame, the action taken at it, the reward that followed and whether the episode ended
-then. Rows from `add_count mod C` on are stale: left over from the lap before. Three all-zero rows
-stand before each episode's first frame, so that a stack of four never reaches into the episode
-before. Log directories are untrusted input: nothing in them is ever unpickled.
+then. Rows from `add_count mod C` on are stale: left over from the lap before. Where there is no
+add_count, as in some public copies, a shard is taken for a full one: all rows but the last are
+usable. Three all-zero rows stand before each episode's first frame, so that a stack of four never
+reaches into the episode before. Other files, such as the invalid_range_ckpt.N.gz that is written
+for other readers, are never opened.
+
+Log directories are untrusted input: nothing in them is ever unpickled, and what a header claims is
+checked before room is made for it.
 """
 
 import concurrent.futures
 import contextlib
 import dataclasses
+import io
 import os
 import pathlib
 import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
+from absl import logging
 from isal import igzip
 
 from offline_zoo.atari_data import FRAME_SHAPE, STACK_SIZE
+from offline_zoo.logs import shard
 
 NUM_PADDING_ROWS = STACK_SIZE - 1
-MAX_ACTION = 255  # what the replay has room for
+MAX_ROWS = 2**24  # of a shard: seventeen times what the public ones have
 
 # Column of a shard: dtype and shape of a row.
 _COLUMNS: dict[str, tuple[np.dtype, tuple[int, ...]]] = {
@@ -42,11 +48,19 @@ _COLUMNS: dict[str, tuple[np.dtype, tuple[int, ...]]] = {
   'reward': (np.dtype(np.float32), ()),
   'terminal': (np.dtype(np.uint8), ()),
 }
-_COUNTERS = ('add_count', 'invalid_range')
 # The fastest of isal's four levels (0 to 3): frames shrink about thirtyfold all the same.
 _COMPRESSION_LEVEL = 1
 # Frames are read, while those before them are encoded, in pieces of 7 MB, which caches can hold.
 _FRAMES_PER_READ = 1000
+_BYTES_PER_READ = 8_000_000
+# NumPy takes headers of up to 10,000 bytes, whatever length they claim.
+_MAX_HEADER_BYTES = 2**14
+_HEADER_READERS = {
+  (1, 0): np.lib.format.read_array_header_1_0,
+  (2, 0): np.lib.format.read_array_header_2_0,
+  # As the second but for the names of a structure's fields, and structures are refused.
+  (3, 0): np.lib.format.read_array_header_2_0,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,24 +91,223 @@ class Shard:
     return self.add_count % len(self.terminal)
 
 
-def shard_path(replay_dir: str | os.PathLike, name: str, index: int) -> pathlib.Path:
-  """The file of one column, or of a counter."""
-  prefix = '$store$_' if name in _COLUMNS else ''
-  return pathlib.Path(replay_dir) / f'{prefix}{name}_ckpt.{index}.gz'
+@dataclasses.dataclass(frozen=True)
+class _Array:
+  """A gzip-compressed `.npy` of which only the header has been read, and nothing is believed yet.
+
+  Attributes:
+    file: uncompressed, at the first value.
+    shape: what the header claims.
+    is_fortran: whether the first index runs fastest.
+    dtype: of the values.
+  """
+
+  file: io.BufferedIOBase
+  shape: tuple[int, ...]
+  is_fortran: bool
+  dtype: np.dtype
+
+  def __str__(self) -> str:
+    return f'{self.dtype} {list(self.shape)}'
+
+  def read(self) -> np.ndarray:
+    """Reads all values, for which there must be room."""
+    array = np.empty(self.shape[::-1] if self.is_fortran else self.shape, self.dtype)
+    self.fill(array)
+    return array.T if self.is_fortran else array
+
+  def fill(self, array: np.ndarray) -> None:
+    """Reads as many values as a C-contiguous array has, in the order of the file."""
+    rest = array.reshape(-1).view(np.uint8).data
+    while rest:
+      size = self.file.readinto(rest[:_BYTES_PER_READ])
+      if not size:
+        raise EOFError('it ends early')
+      rest = rest[size:]
 
 
-def fingerprint(replay_dir: str | os.PathLike, index: int) -> dict[str, list[int]]:
-  """Size and modification time of those of a shard's files that are there, by name."""
-  paths = (shard_path(replay_dir, name, index) for name in (*_COLUMNS, *_COUNTERS))
-  stats = {path.name: path.stat() for path in paths if path.exists()}
-  return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
+@contextlib.contextmanager
+def _open_array(path: pathlib.Path) -> Iterator[_Array]:
+  """Opens a gzip-compressed `.npy`, and says what is wrong with it if reading it fails."""
+  with shard.open_regular(path) as compressed:
+    try:
+      with igzip.open(compressed) as file:
+        head = io.BytesIO(file.read(_MAX_HEADER_BYTES))
+        version = np.lib.format.read_magic(head)
+        if version not in _HEADER_READERS:
+          raise ValueError
+        header = _HEADER_READERS[version](head)
+        file.seek(head.tell())
+        yield _Array(file, *header)
+        # To the end of the stream, so that its checksum is verified; it may not go on.
+        if file.read(1):
+          raise ValueError
+    except shard.FormatError:
+      raise
+    except Exception as error:  # damage makes gzip, zlib, NumPy and its tokenizer raise all sorts
+      # What NumPy says of objects and pickles advises to trust them.
+      said = 'it holds something else' if isinstance(error, ValueError) else error
+      raise ValueError(f'{path}: expected a gzip-compressed .npy array: {said}') from error
 
 
-def list_shards(replay_dir: str | os.PathLike) -> list[int]:
-  """Numbers of the shards in a directory, in ascending order.
+@dataclasses.dataclass(frozen=True)
+class ShardFiles:
+  """The files of one shard: a `shard.LogShard`."""
+
+  replay_dir: str | os.PathLike
+  number: int
+
+  def path(self, name: str) -> pathlib.Path:
+    """The file of one column, or of add_count."""
+    prefix = '$store$_' if name in _COLUMNS else ''
+    return pathlib.Path(self.replay_dir, f'{prefix}{name}_ckpt.{self.number}.gz')
+
+  def fingerprint(self) -> dict[str, list[int]]:
+    """Size, times of modification and of change, and inode of the files that are there, by name."""
+    paths = (self.path(name) for name in (*_COLUMNS, 'add_count'))
+    stats = {path.name: path.stat() for path in paths if path.exists()}
+    return {
+      name: [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+      for name, stat in stats.items()
+    }
+
+  def read_small_files(self, num_actions: int | None) -> shard.Rows:
+    """Reads and checks all but the frames; see `shard.LogShard`."""
+    columns, add_count = self._read_small_files()
+    capacity = len(columns['terminal'])
+    # Only rows that are not stale: what the others hold is nobody's business.
+    used = {name: column[: add_count % capacity] for name, column in columns.items()}
+    rows = shard.Rows(**used, num_frames=capacity)
+    shard.check_rows(self, rows, num_actions)
+    return rows
+
+  def _read_small_files(self) -> tuple[dict[str, np.ndarray], int]:
+    """The columns but for the frames, stale rows included, and add_count."""
+    frames = self.path('observation')
+    if not frames.exists():
+      raise FileNotFoundError(f'{frames}: a file of this shard is missing')
+    add_count = self._read_add_count()
+    columns = {'terminal': self._read_column('terminal')}
+    capacity = len(columns['terminal'])
+    for name in ('action', 'reward'):
+      columns[name] = self._read_column(name, capacity)
+    return columns, capacity - 1 if add_count is None else add_count
+
+  def _read_add_count(self) -> int | None:
+    path = self.path('add_count')
+    if not os.path.lexists(path):  # a link to nothing is one that lacks its file
+      return None
+    with _open_array(path) as array:
+      is_count = array.shape == () and array.dtype.kind in 'iu'
+      shard.expect(is_count, path, 'one count of rows', array)
+      add_count = int(array.read())
+    shard.expect(add_count >= 0, path, 'one count of rows', add_count)
+    return add_count
+
+  def _read_column(self, name: str, capacity: int | None = None) -> np.ndarray:
+    with self._open_column(name, capacity) as array:
+      return array.read()
+
+  @contextlib.contextmanager
+  def _open_column(self, name: str, capacity: int | None = None) -> Iterator[_Array]:
+    """Opens one column and checks its type and shape."""
+    path = self.path(name)
+    dtype, shape = _COLUMNS[name]
+    with _open_array(path) as array:
+      good = array.dtype == dtype and len(array.shape) > 0 and array.shape[1:] == shape
+      shard.expect(good, path, f'{dtype} {["C", *shape]}', array)
+      rows = array.shape[0]
+      if capacity is None:
+        shard.expect(0 < rows <= MAX_ROWS, path, f'1 to {MAX_ROWS} rows', rows)
+      else:
+        shard.expect(rows == capacity, path, f'{capacity} rows as in $store$_terminal', rows)
+      yield array
+
+  def read_frames(self, num_frames: int) -> Iterator[np.ndarray]:
+    """Yields the frames; see `shard.LogShard`. Those that come next are read in the background."""
+    with (
+      self._open_column('observation', num_frames) as array,
+      concurrent.futures.ThreadPoolExecutor(1) as thread,
+    ):
+      if array.is_fortran:  # each pixel of all frames, then the next
+        frames = array.read()
+        for start in range(0, num_frames, _FRAMES_PER_READ):
+          yield np.ascontiguousarray(frames[start : start + _FRAMES_PER_READ])
+        return
+      buffers = np.zeros((2, min(num_frames, _FRAMES_PER_READ), *FRAME_SHAPE), np.uint8)
+
+      def read(start: int) -> np.ndarray:
+        pixels = buffers[start // _FRAMES_PER_READ % 2][: num_frames - start]
+        array.fill(pixels)
+        return pixels
+
+      reading = thread.submit(read, 0)
+      for start in range(_FRAMES_PER_READ, num_frames + _FRAMES_PER_READ, _FRAMES_PER_READ):
+        pixels = reading.result()
+        if start < num_frames:
+          reading = thread.submit(read, start)
+        yield pixels
+
+  def read(self) -> Shard:
+    """Reads the whole shard, stale rows included, whatever its rows hold.
+
+    Raises:
+      OSError, ValueError: as `shard.LogShard.read_small_files` does.
+    """
+    columns, add_count = self._read_small_files()
+    observation = self._read_column('observation', len(columns['terminal']))
+    return Shard(observation=observation, **columns, add_count=add_count)
+
+  def write(self, content: Shard) -> None:
+    """Writes the shard, replacing one that is there; makes the directory if need be.
+
+    All six files are complete on disk before the first of them takes its name. The same content
+    gives the same bytes.
+
+    Raises:
+      ValueError: the columns do not have the types and shapes of `Shard`.
+      OSError: the directory cannot be written, or the disk is full.
+    """
+    capacity = len(content.terminal)
+    for name, column in content.columns.items():
+      dtype, shape = _COLUMNS[name]
+      good = column.dtype == dtype and column.shape == (capacity, *shape)
+      expected = f'{dtype} {[capacity, *shape]}'
+      shard.expect(good, self.path(name), expected, f'{column.dtype} {list(column.shape)}')
+    arrays = {
+      **content.columns,
+      'add_count': np.array(content.add_count, np.int64),
+      # The rows around the write position that Dopamine, with a horizon of 1, would not sample.
+      'invalid_range': (content.num_rows - 1 + np.arange(STACK_SIZE + 1, dtype=np.int64))
+      % capacity,
+    }
+
+    directory = pathlib.Path(self.replay_dir)
+    directory.mkdir(parents=True, exist_ok=True)
+    staging = pathlib.Path(tempfile.mkdtemp(prefix=f'.shard-{self.number}-', dir=directory))
+    staged = ShardFiles(staging, self.number)
+    try:
+      for name, array in arrays.items():
+        try:
+          # No name and no time in the gzip header, so that equal arrays give equal files.
+          with (
+            open(staged.path(name), 'wb') as file,
+            igzip.IGzipFile('', 'wb', _COMPRESSION_LEVEL, file, mtime=0) as f,
+          ):
+            np.save(f, array, allow_pickle=False)
+        except OSError as error:  # a full disk's does not say which file it was
+          raise OSError(f'{self.path(name)}: cannot be written: {error}') from error
+      for name in arrays:
+        os.replace(staged.path(name), self.path(name))
+    finally:
+      shutil.rmtree(staging, ignore_errors=True)
+
+
+def open_shards(replay_dir: str | os.PathLike) -> list[ShardFiles]:
+  """Lists the shards in a directory, in ascending order of their numbers.
 
   A shard counts when any of its files is there, so that one that lacks files is not passed over in
-  silence but reported by `read_shard`.
+  silence but reported when it is read.
 
   Raises:
     FileNotFoundError: no such directory, or no shard in it.
@@ -103,216 +316,23 @@ def list_shards(replay_dir: str | os.PathLike) -> list[int]:
   directory = pathlib.Path(replay_dir)
   if not directory.exists():
     raise FileNotFoundError(f'{directory}: no such replay directory')
-  names = rf'\$store\$_(?:{"|".join(_COLUMNS)})|{"|".join(_COUNTERS)}'
-  pattern = re.compile(rf'(?:{names})_ckpt\.(\d+)\.gz')
-  matches = (pattern.fullmatch(path.name) for path in directory.iterdir())
-  shards = sorted({int(match[1]) for match in matches if match})
-  if not shards:
+  names = rf'\$store\$_(?:{"|".join(_COLUMNS)})|add_count'
+  pattern = re.compile(rf'({names})_ckpt\.([0-9]+)\.gz')
+  matches = [match for path in directory.iterdir() if (match := pattern.fullmatch(path.name))]
+  numbers = sorted({int(match[2]) for match in matches})
+  if not numbers:
     raise FileNotFoundError(
       f'{directory}: no log shards here; looked for files such as $store$_observation_ckpt.0.gz'
     )
-  return shards
-
-
-class _FormatError(ValueError):
-  """Its message says what is wrong with which file."""
-
-
-@contextlib.contextmanager
-def _reading(path: pathlib.Path) -> Iterator[Any]:
-  """Opens a gzip-compressed `.npy`, and says what is wrong with it if reading it fails."""
-  try:
-    with igzip.open(path) as file:
-      yield file
-      # To the end of the stream, so that its checksum is verified.
-      if file.read(1):
-        raise ValueError
-  except FileNotFoundError:
-    raise FileNotFoundError(f'{path}: a file of this shard is missing') from None
-  except _FormatError:
-    raise
-  except Exception as error:  # damage makes gzip, zlib, NumPy and its tokenizer raise all sorts
-    # What NumPy says of objects and pickles advises to trust them.
-    said = 'it holds something else' if isinstance(error, ValueError) else error
-    raise ValueError(f'{path}: expected a gzip-compressed .npy array: {said}') from error
-
-
-def _read_array(path: pathlib.Path) -> np.ndarray:
-  with _reading(path) as file:
-    array = np.load(file, allow_pickle=False)
-    if not isinstance(array, np.ndarray):  # np.load also opens archives of arrays
-      raise ValueError
-  return array
-
-
-def _describe(array: np.ndarray) -> str:
-  return f'{array.dtype} {list(array.shape)}'
-
-
-def _expect(condition: object, path: pathlib.Path, expected: str, got: object) -> None:
-  if not condition:
-    raise _FormatError(f'{path}: expected {expected}, got {got}')
-
-
-def _read_column(
-  replay_dir: str | os.PathLike, index: int, name: str, capacity: int | None = None
-) -> np.ndarray:
-  """Reads one column and checks its type and shape."""
-  path = shard_path(replay_dir, name, index)
-  dtype, shape = _COLUMNS[name]
-  column = _read_array(path)
-  good = column.dtype == dtype and column.ndim > 0 and column.shape[1:] == shape
-  _expect(good, path, f'{dtype} {["C", *shape]}', _describe(column))
-  _expect(len(column), path, 'at least one row', 'none')
-  if capacity is not None:
-    _expect(len(column) == capacity, path, f'{capacity} rows as in $store$_terminal', len(column))
-  return column
-
-
-def read_frames(path: pathlib.Path, capacity: int) -> Iterator[np.ndarray]:
-  """Yields a shard's frames [K, 84, 84], some at a time, valid until the next are asked for.
-
-  Those that come next are read in the background.
-  """
-  with _reading(path) as file, concurrent.futures.ThreadPoolExecutor(1) as thread:
-    version = np.lib.format.read_magic(file)
-    if version != (1, 0):
-      raise ValueError
-    shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(file)
-    if dtype.hasobject:
-      raise ValueError
-    good = dtype == np.uint8 and shape[1:] == FRAME_SHAPE and not is_fortran
-    _expect(good, path, f'uint8 {["C", *FRAME_SHAPE]}', f'{dtype} {list(shape)}')
-    _expect(shape[0] == capacity, path, f'{capacity} rows as in $store$_terminal', shape[0])
-    buffers = np.zeros((2, min(capacity, _FRAMES_PER_READ), *FRAME_SHAPE), np.uint8)
-
-    def read(start: int) -> np.ndarray:
-      pixels = buffers[start // _FRAMES_PER_READ % 2][: capacity - start]
-      rest = memoryview(pixels).cast('B')
-      while rest:
-        size = file.readinto(rest)
-        if not size:
-          raise EOFError('it ends early')
-        rest = rest[size:]
-      return pixels
-
-    reading = thread.submit(read, 0)
-    for start in range(_FRAMES_PER_READ, capacity + _FRAMES_PER_READ, _FRAMES_PER_READ):
-      pixels = reading.result()
-      if start < capacity:
-        reading = thread.submit(read, start)
-      yield pixels
-
-
-def _check_rows(replay_dir, index: int, name: str, column, good: np.ndarray, expected: str) -> None:
-  if not good.all():
-    row = np.argmin(good)
-    _expect(False, shard_path(replay_dir, name, index), expected, f'{column[row]} in row {row}')
-
-
-def check_actions(
-  replay_dir: str | os.PathLike, index: int, actions: np.ndarray, num_actions: int | None
-) -> None:
-  """Checks that a shard's usable rows hold actions of a set of this size, if it is known.
-
-  Raises:
-    ValueError: one does not.
-  """
-  top = MAX_ACTION if num_actions is None else num_actions - 1
-  expected = f'actions 0 to {top} (are these the logs of another game?)'
-  _check_rows(replay_dir, index, 'action', actions, (actions >= 0) & (actions <= top), expected)
-
-
-def read_small_files(
-  replay_dir: str | os.PathLike, index: int, num_actions: int | None
-) -> dict[str, Any]:
-  """Reads and checks all of a shard but its frames: what a `Shard` has besides `observation`."""
-  frames = shard_path(replay_dir, 'observation', index)
-  if not frames.exists():
-    raise FileNotFoundError(f'{frames}: a file of this shard is missing')
-  path = shard_path(replay_dir, 'add_count', index)
-  add_count = _read_array(path)
-  is_count = add_count.ndim == 0 and add_count.dtype.kind in 'iu' and add_count >= 0
-  _expect(is_count, path, 'one count of rows', f'{_describe(add_count)} {add_count}')
-  path = shard_path(replay_dir, 'invalid_range', index)
-  invalid_range = _read_array(path)
-  is_range = invalid_range.ndim == 1 and invalid_range.dtype.kind in 'iu'
-  _expect(is_range, path, 'integers [K]', _describe(invalid_range))
-
-  columns = {'terminal': _read_column(replay_dir, index, 'terminal')}
-  capacity = len(columns['terminal'])
-  for name in ('action', 'reward'):
-    columns[name] = _read_column(replay_dir, index, name, capacity)
-  # Only rows that are not stale: what the others hold is nobody's business.
-  used = {name: column[: add_count % capacity] for name, column in columns.items()}
-  check_actions(replay_dir, index, used['action'], num_actions)
-  _check_rows(
-    replay_dir, index, 'terminal', used['terminal'], used['terminal'] <= 1, 'flags 0 or 1'
-  )
-  finite = np.isfinite(used['reward'])
-  _check_rows(replay_dir, index, 'reward', used['reward'], finite, 'finite rewards')
-  return {**columns, 'add_count': int(add_count)}
-
-
-def read_shard(
-  replay_dir: str | os.PathLike, index: int, *, num_actions: int | None = None
-) -> Shard:
-  """Reads and checks one shard.
-
-  Args:
-    replay_dir: the directory with the shards.
-    index: the shard's number.
-    num_actions: the size of the game's action set, to check the logged actions against.
-
-  Raises:
-    FileNotFoundError: one of the six files is missing.
-    ValueError: a file is damaged, its array has the wrong type or shape, or a row that is not stale
-      holds an action outside 0 .. num_actions - 1, a reward that is not finite or a terminal flag
-      other than 0 and 1. The message names the file.
-  """
-  rest = read_small_files(replay_dir, index, num_actions)
-  capacity = len(rest['terminal'])
-  return Shard(observation=_read_column(replay_dir, index, 'observation', capacity), **rest)
-
-
-def write_shard(replay_dir: str | os.PathLike, index: int, shard: Shard) -> None:
-  """Writes one shard, replacing one of that number; makes the directory if need be.
-
-  All six files are complete on disk before the first of them takes its name. The same shard gives
-  the same bytes.
-
-  Raises:
-    ValueError: the columns do not have the types and shapes of `Shard`.
-    OSError: the directory cannot be written, or the disk is full.
-  """
-  directory = pathlib.Path(replay_dir)
-  capacity = len(shard.terminal)
-  for name, column in shard.columns.items():
-    dtype, shape = _COLUMNS[name]
-    good = column.dtype == dtype and column.shape == (capacity, *shape)
-    expected = f'{dtype} {[capacity, *shape]}'
-    _expect(good, shard_path(directory, name, index), expected, _describe(column))
-  arrays = {
-    **shard.columns,
-    'add_count': np.array(shard.add_count, np.int64),
-    # The rows around the write position that Dopamine, with a horizon of 1, would not sample.
-    'invalid_range': (shard.num_rows - 1 + np.arange(STACK_SIZE + 1, dtype=np.int64)) % capacity,
-  }
-
-  directory.mkdir(parents=True, exist_ok=True)
-  staging = pathlib.Path(tempfile.mkdtemp(prefix=f'.shard-{index}-', dir=directory))
-  try:
-    for name, array in arrays.items():
-      # No name and no time in the gzip header, so that equal arrays give equal files.
-      with (
-        open(shard_path(staging, name, index), 'wb') as file,
-        igzip.IGzipFile('', 'wb', _COMPRESSION_LEVEL, file, mtime=0) as f,
-      ):
-        np.save(f, array, allow_pickle=False)
-    for name in arrays:
-      os.replace(shard_path(staging, name, index), shard_path(directory, name, index))
-  finally:
-    shutil.rmtree(staging, ignore_errors=True)
+  counted = {int(match[2]) for match in matches if match[1] == 'add_count'}
+  if assumed := [number for number in numbers if number not in counted]:
+    logging.warning(
+      '%s: shards %s have no add_count_ckpt files: taken for full ones, all rows usable but the '
+      "last. If one is a run's last, partial shard, older rows follow its newest ones, and up to "
+      'n + 3 transitions (n: the n-step horizon) where they meet are wrong',
+      directory, ', '.join(map(str, assumed)),
+    )  # fmt: skip
+  return [ShardFiles(replay_dir, number) for number in numbers]
 
 
 class ShardWriter:
@@ -326,8 +346,8 @@ class ShardWriter:
   """
 
   def __init__(self, replay_dir: str | os.PathLike, capacity: int):
-    if capacity <= NUM_PADDING_ROWS + 2:
-      raise ValueError(f'a shard needs a capacity of at least 6 rows, got {capacity}')
+    if not NUM_PADDING_ROWS + 2 < capacity <= MAX_ROWS:
+      raise ValueError(f'a shard needs a capacity of 6 to {MAX_ROWS} rows, got {capacity}')
     self._replay_dir = replay_dir
     self._columns = {
       name: np.zeros((capacity, *shape), dtype) for name, (dtype, shape) in _COLUMNS.items()
@@ -354,7 +374,7 @@ class ShardWriter:
         column[position] = value
     self._add_count += 1
     if position == self._capacity - 2:
-      write_shard(self._replay_dir, index, Shard(**self._columns, add_count=self._add_count))
+      self._write(index, self._add_count)
       for column in self._columns.values():
         column[:] = 0
     return kept
@@ -363,4 +383,7 @@ class ShardWriter:
     """Writes the rows since the last full shard."""
     index, position = divmod(self._add_count, self._capacity)
     if 0 < position < self._capacity - 1:
-      write_shard(self._replay_dir, index, Shard(**self._columns, add_count=position))
+      self._write(index, position)
+
+  def _write(self, number: int, add_count: int) -> None:
+    ShardFiles(self._replay_dir, number).write(Shard(**self._columns, add_count=add_count))
