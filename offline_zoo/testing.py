@@ -1,10 +1,14 @@
-"""Made-up log shards for tests: one of traps, and a two-state problem for the agents.
+"""What tests share: made-up log shards, a two-state problem, and every agent, found by listing.
 
 In the problem, action a leads to state a; in state 1, action 1 ends the episode instead. A state is
 told by the grey of its frame.
 """
 
+import importlib
+import inspect
 import os
+import pathlib
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +20,9 @@ import optax
 
 from offline_zoo import processors, replay
 from offline_zoo.logs import dqn_replay
+
+# Every directory with a run_atari.py is an agent, and what tests say of all agents holds for it.
+AGENTS = sorted(path.parent.name for path in pathlib.Path(__file__).parent.glob('*/run_atari.py'))
 
 REWARDS = np.array([[0.0, -0.2], [0.3, 1.0]])
 DISCOUNT = 0.9
@@ -87,6 +94,51 @@ def after_an_update(learner: Any, online: dict, target: dict) -> dict[str, np.nd
   learner.set_state(state._replace(online_params={'~': online}, target_params={'~': target}))
   learner.learn(1)
   return learner.get_state().online_params['~']
+
+
+def run_atari(agent: str) -> types.ModuleType:
+  """Imports an agent's experiment; `.agent` is its algorithm."""
+  return importlib.import_module(f'offline_zoo.{agent}.run_atari')
+
+
+def agent_class(agent_module: types.ModuleType) -> type:
+  """Finds the class of an agent.py: the one that can learn."""
+  (found,) = (
+    member
+    for member in vars(agent_module).values()
+    if inspect.isclass(member) and hasattr(member, 'learn')
+  )
+  return found
+
+
+def known_flags(config_class: type, values: dict[str, Any]) -> dict[str, Any]:
+  """Leaves out the values of flags that a Config does not have."""
+  return {name: value for name, value in values.items() if hasattr(config_class, name)}
+
+
+def small_torso(x: jax.Array, w_init: Any) -> jax.Array:
+  """Stands in for `networks.nature_torso`: some of the pixels, which need no compiling to speak of.
+
+  With it checkpoints are of a megabyte, and an update takes milliseconds.
+  """
+  del w_init
+  return x[:, ::12, ::12].reshape(len(x), -1)
+
+
+def write_noise(directory: str | os.PathLike, num_shards: int) -> None:
+  """Logs noise of four actions: shards that share no tile, so that each takes as much memory."""
+  rng = np.random.default_rng(0)
+  for index in range(num_shards):
+    terminal = np.zeros(120, np.uint8)
+    terminal[20::30] = 1
+    shard = dqn_replay.Shard(
+      observation=rng.integers(256, size=(120, 84, 84), dtype=np.uint8),
+      action=rng.integers(4, size=120, dtype=np.int32),
+      reward=rng.integers(-2, 3, size=120).astype(np.float32),
+      terminal=terminal,
+      add_count=119,
+    )
+    dqn_replay.write_shard(directory, index, shard)
 
 
 def make_shard(num_rows: int, capacity: int | None = None, **columns) -> dqn_replay.Shard:

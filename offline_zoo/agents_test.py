@@ -1,0 +1,688 @@
+"""What every agent must do: its flags reach what they are for, and it learns and acts as it says.
+
+The agents are found by listing: a copied directory is tested as it appears. A Config is asked what
+it has, and each agent learns with its own network, but for a small torso.
+"""
+
+import ast
+import contextlib
+import dataclasses
+import functools
+import inspect
+import pathlib
+import types
+import typing
+from typing import Any, NamedTuple
+
+import chex
+import dm_env
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from offline_zoo import atari_env, networks, parts, replay, results, testing
+from offline_zoo.logs import demo
+
+PACKAGE = pathlib.Path(__file__).parent
+NUM_ACTIONS = 7  # no other axis of a network's outputs is as long
+every_agent = pytest.mark.parametrize(
+  'agent', [pytest.param(agent, marks=pytest.mark.xdist_group(agent)) for agent in testing.AGENTS]
+)
+
+
+# Directories.
+
+
+@every_agent
+def test_a_directory_uses_its_own_files_and_no_other_agents(agent):
+  """So that a copy of it is an agent of its own, without an edit."""
+  for path in (PACKAGE / agent).glob('*.py'):
+    for node in ast.walk(ast.parse(path.read_text())):
+      if isinstance(node, ast.ImportFrom) and not node.level:
+        named = [node.module, *(f'{node.module}.{alias.name}' for alias in node.names)]
+      elif isinstance(node, ast.Import):
+        named = [alias.name for alias in node.names]
+      else:
+        continue
+      used = {x.split('.')[1] for x in named if x.startswith('offline_zoo.')} & {*testing.AGENTS}
+      assert agent not in used, f'{path}: import it relatively'
+      assert not used or path.name.endswith('_test.py'), f'{path}: agents do not share code'
+  module = testing.run_atari(agent)
+  assert module.agent.__file__ == str(PACKAGE / agent / 'agent.py')
+  assert testing.agent_class(module.agent).__module__ == f'offline_zoo.{agent}.agent'
+
+
+# What must be the same text in every agent, where an agent is another: (agent, name): why. None so
+# far.
+DIFFERENCES: dict[tuple[str, str], str] = {}
+
+
+@every_agent
+def test_acting_and_states_are_the_same_text_in_every_agent(agent):
+  for name in ('step', 'reset', 'get_state', 'set_state'):
+    ours, dqns = (
+      inspect.getsource(getattr(testing.agent_class(testing.run_atari(x).agent), name))
+      for x in (agent, 'dqn')
+    )
+    if (agent, name) in DIFFERENCES:
+      assert ours != dqns, f'{name} is the same again: take it off DIFFERENCES'
+    else:
+      assert ours == dqns, f'list in DIFFERENCES why {name} is another, or mend it'
+
+
+# Flags.
+
+
+EXPERIMENT = {
+  'environment_name': 'pong',
+  'replay_dir': None,
+  'shards': None,
+  'max_rows_per_shard': None,
+  'replay_cache_dir': None,
+  'replay_memory_gb': None,
+  'results_csv_path': None,
+  'checkpoint_dir': None,
+  'seed': 1,
+  'num_iterations': 200,
+  'num_updates_per_iteration': 62_500,
+  'eval_steps': 125_000,
+  'eval_epsilon': 0.001,
+  'sticky_action_probability': 0.25,
+  'batch_size': 32,
+  'n_step': 1,
+  'discount': 0.99,
+  'max_abs_reward': 1.0,
+  'target_network_update_period': 2_000,
+  'jax_platform_name': None,
+  'debug': False,
+}
+RMSPROP = {'learning_rate': 0.00025, 'rmsprop_decay': 0.95, 'rmsprop_epsilon': 0.00001}
+SLOW_ADAM = {'learning_rate': 0.00005, 'adam_epsilon': 0.0003125}
+# As published; see each Config for where.
+DEFAULTS = {
+  'dqn': {**EXPERIMENT, **RMSPROP},
+  'qrdqn': {**EXPERIMENT, **SLOW_ADAM, 'num_quantiles': 200},
+  'rem': {**EXPERIMENT, **SLOW_ADAM, 'num_heads': 200, 'num_mixtures': 1, 'ensemble': False},
+  'cql': {**EXPERIMENT, **SLOW_ADAM, 'num_quantiles': 200, 'alpha': 1.0, 'double_q': False},
+  'bcq': {
+    **EXPERIMENT,
+    'target_network_update_period': 8_000,
+    'threshold': 0.3,
+    'behaviour_weight': 1.0,
+    'logits_penalty': 0.01,
+    'learning_rate': 0.0000625,
+    'adam_epsilon': 0.00015,
+  },
+}
+
+
+@pytest.mark.parametrize('agent', DEFAULTS)
+def test_defaults_are_the_published_values(agent):
+  defaults = {f.name: f.default for f in dataclasses.fields(testing.run_atari(agent).Config)}
+  assert defaults == DEFAULTS[agent]
+
+
+@every_agent
+@pytest.mark.parametrize(
+  'name, value',
+  [
+    ('seed', -1),
+    ('num_iterations', 0),
+    ('num_updates_per_iteration', 0),
+    ('eval_steps', 0),
+    ('eval_epsilon', 2.0),
+    ('sticky_action_probability', -0.1),
+    ('max_rows_per_shard', 0),
+    ('replay_memory_gb', 0.0),
+    ('batch_size', 0),
+    ('n_step', 0),
+    ('discount', 1.1),
+    ('max_abs_reward', 0.0),
+    ('target_network_update_period', -1),
+    ('learning_rate', 0.0),
+    ('adam_epsilon', -0.1),
+    ('rmsprop_decay', 1.1),
+    ('rmsprop_epsilon', -0.1),
+  ],
+)
+def test_bad_values_are_named(agent, name, value):
+  config_class = testing.run_atari(agent).Config
+  if hasattr(config_class, name):
+    with pytest.raises(ValueError, match=f'--{name}={value}: expected'):
+      config_class(**{name: value})
+
+
+# Where each flag goes: (function, parameter). A flag that is not listed goes to the network's, the
+# agent's or the optimiser's parameter of its own name.
+PLACES = {
+  'environment_name': [('AtariEnv', 'environment_name')],
+  'replay_dir': [('Logs', 'replay_dir')],
+  'shards': [('Logs', 'shards')],
+  'max_rows_per_shard': [('Logs', 'max_rows_per_shard')],
+  'replay_cache_dir': [('cache_dir', 'flag')],
+  'replay_memory_gb': [('Logs', 'memory_gb')],
+  'seed': [('Logs', 'seed'), ('PRNGKey', 'seed'), ('evaluation_seed', 'seed')],
+  'num_iterations': [('resident', 'num_iterations')],
+  'num_updates_per_iteration': [('learn_iteration', 'num_updates')],
+  'eval_steps': [('evaluate', 'eval_steps')],
+  'sticky_action_probability': [('AtariEnv', 'sticky_action_probability')],
+  'n_step': [('Logs', 'n_step')],
+  'discount': [('Logs', 'discount')],
+  'max_abs_reward': [('Logs', 'max_abs_reward')],
+  'learning_rate': [('optimizer', 'learning_rate')],
+  'adam_epsilon': [('optimizer', 'eps')],
+  'rmsprop_decay': [('optimizer', 'decay')],
+  'rmsprop_epsilon': [('optimizer', 'eps')],
+}
+# The whole Config is given to Results; the rest is program.run's.
+ELSEWHERE = {'results_csv_path', 'checkpoint_dir', 'jax_platform_name', 'debug'}
+# Values that `distinctive` could not think of.
+DISTINCTIVE = {
+  'environment_name': 'breakout',
+  'jax_platform_name': 'cpu',
+  'shards': (5, 7),
+  'num_iterations': 3,
+  'num_mixtures': 5,
+}
+
+
+def distinctive(config_class: type, flipped: str | None) -> Any:
+  """A Config with another value in each field, of flags without values only in `flipped`."""
+  values: dict[str, Any] = {}
+  for number, field in enumerate(dataclasses.fields(config_class), 1):
+    kinds = typing.get_args(field.type) or (field.type,)
+    if field.name in DISTINCTIVE:
+      values[field.name] = DISTINCTIVE[field.name]
+    elif bool in kinds:
+      values[field.name] = field.default != (field.name == flipped)
+    elif int in kinds:
+      values[field.name] = (field.default or 0) + 1000 + number
+    elif float in kinds:
+      values[field.name] = (field.default or 1.0) * (0.5 + number / 100)
+    elif field.default is None:
+      values[field.name] = f'/of/{field.name}'
+  if flipped:  # flags without values may exclude other flags
+    values = {name: value for name, value in values.items() if name in (flipped, 'num_iterations')}
+  return config_class(**values)
+
+
+class Spies:
+  """Calls of functions that are replaced, each with its arguments by parameter."""
+
+  def __init__(self):
+    self.calls: list[tuple[str, dict[str, Any]]] = []
+
+  def of(self, name: str, function, answer=None):
+    """A function that remembers its calls as `name`'s, and answers as another does."""
+    signature = inspect.signature(function)
+
+    def spy(*args, **kwargs):
+      self.calls.append((name, dict(signature.bind(*args, **kwargs).arguments)))
+      return (answer or function)(*args, **kwargs)
+
+    return spy
+
+  def arguments(self, name: str) -> list[dict[str, Any]]:
+    return [arguments for called, arguments in self.calls if called == name]
+
+
+def run_with_spies(module, config, monkeypatch) -> Spies:
+  """Runs `main` with everything replaced that it calls."""
+  spies = Spies()
+  progress = parts.Progress(num_resident_shards=2)
+  environment = types.SimpleNamespace(
+    action_spec=lambda: types.SimpleNamespace(num_values=NUM_ACTIONS)
+  )
+  logs = types.SimpleNamespace(
+    describe=lambda: 'logs',
+    mean_episode_return=12.5,
+    resident=spies.of('resident', lambda iteration, num_iterations: f'data {iteration}'),
+  )
+  learner = types.SimpleNamespace()
+  run = types.SimpleNamespace(
+    progress=progress,
+    resume=spies.of('resume', lambda agent, logs: progress),
+    save=spies.of('save', lambda agent, progress: spies.calls.append(('row', progress.rows[-1]))),
+  )
+
+  def learn_iteration(agent, progress, num_updates, stop):
+    spies.calls.append(('data', {'data': agent.data, 'iteration': progress.iteration}))
+    progress.add({'loss': 0.5}, num_updates, seconds=1.0)
+
+  def evaluate(agent, environment, eval_steps, rng_key, stop=None):
+    return {
+      'eval_episode_return': 20.0, 'eval_num_episodes': 1, 'eval_frame_rate': 1.0,
+      'eval_seconds': 1.0,
+    }  # fmt: skip
+
+  class_name = testing.agent_class(module.agent).__name__
+  initialise = functools.partial(getattr(module.agent, class_name).__init__, None)
+  for owner, name, called, answer in (
+    (results, 'Results', 'Results', lambda *_, **__: run),
+    (atari_env, 'AtariEnv', 'AtariEnv', lambda *_, **__: environment),
+    (replay, 'Logs', 'Logs', lambda *_, **__: logs),
+    (replay, 'cache_dir', 'cache_dir', lambda flag: f'cache {flag}'),
+    (demo, 'find_or_make', 'find_or_make', lambda game: f'demo logs of {game}'),
+    (parts, 'learn_iteration', 'learn_iteration', learn_iteration),
+    (parts, 'evaluation_seed', 'evaluation_seed', lambda seed, i: (100 + i, f'key {i}')),
+    (parts, 'evaluate', 'evaluate', evaluate),
+    (jax.random, 'PRNGKey', 'PRNGKey', lambda seed: f'key of {seed}'),
+    *((networks, x, 'network', lambda *_, **__: 'network') for x in vars(networks)
+      if x.endswith('_network')),
+    *((optax, x, 'optimizer', lambda *_, **__: 'optimizer') for x in ('adam', 'rmsprop')),
+  ):  # fmt: skip
+    monkeypatch.setattr(owner, name, spies.of(called, getattr(owner, name), answer))
+  spy = spies.of('agent', initialise, lambda **_: learner)
+  monkeypatch.setattr(module.agent, class_name, spy)
+  module.main(config)
+  return spies
+
+
+@every_agent
+def test_every_flag_arrives_under_its_name(agent, monkeypatch):
+  module = testing.run_atari(agent)
+  fields = {field.name: field for field in dataclasses.fields(module.Config)}
+  switches = [name for name, field in fields.items() if field.type is bool and name != 'debug']
+  for flipped in (None, *switches):
+    config = distinctive(module.Config, flipped)
+    with monkeypatch.context() as patch:
+      spies = run_with_spies(module, config, patch)
+    own = ('network', 'agent', 'optimizer')
+    for name in fields.keys() - ELSEWHERE:
+      value = getattr(config, name)
+      for function, parameter in PLACES.get(name, [(place, name) for place in own]):
+        if flipped and name == 'replay_dir':
+          value = 'demo logs of pong'
+        if flipped and name == 'replay_cache_dir':
+          value = None
+        given = [x[parameter] for x in spies.arguments(function) if parameter in x]
+        assert all(x == value for x in given), f'{parameter} of {function} is not --{name}'
+        if name in PLACES:
+          assert given and len(given) == len(spies.arguments(function)), f'--{name} not given'
+      if name not in PLACES:
+        seen = [x for place in own for x in spies.arguments(place) if name in x]
+        assert seen, f'--{name} arrives nowhere'
+    (made,) = spies.arguments('Results')
+    assert made['config'] is config and made['agent_name'] == agent
+
+
+@every_agent
+def test_main_passes_on_what_it_makes(agent, monkeypatch):
+  module = testing.run_atari(agent)
+  config = distinctive(module.Config, None)
+  spies = run_with_spies(module, config, monkeypatch)
+  (logs,) = spies.arguments('Logs')
+  assert logs['num_actions'] == NUM_ACTIONS and logs['num_resident_shards'] == 2
+  assert logs['cache_dir'] == f'cache {config.replay_cache_dir}'
+  (made,) = spies.arguments('agent')
+  assert made['network'] == 'network' and made['optimizer'] == 'optimizer'
+  assert made['rng_key'] == f'key of {config.seed}' and made['data'] == 'data 1'
+  for arguments in spies.arguments('network'):
+    assert arguments['num_actions'] == NUM_ACTIONS
+  # Each iteration learns from its own shards, then is evaluated and saved.
+  iterations = [1, 2, 3]
+  learnt = [(x['data'], x['iteration']) for x in spies.arguments('data')]
+  assert learnt == [(f'data {i}', i) for i in iterations]
+  assert [x['iteration'] for x in spies.arguments('evaluation_seed')] == iterations
+  assert [x['seed'] for x in spies.arguments('AtariEnv')] == [0, 101, 102, 103]
+  assert [x['rng_key'] for x in spies.arguments('evaluate')] == [f'key {i}' for i in iterations]
+  rows = spies.arguments('row')
+  assert [row['iteration'] for row in rows] == iterations
+  assert {row['dataset_episode_return'] for row in rows} == {12.5}
+  order = ('data', 'evaluate', 'save')
+  assert [name for name, _ in spies.calls if name in order] == [*order] * 3
+
+
+# Making an agent as its run_atari does, but with other settings.
+
+
+@pytest.fixture(scope='session')
+def data(tmp_path_factory):
+  """Noise, so that no two transitions are equal."""
+  directory = tmp_path_factory.mktemp('noise')
+  testing.write_noise(directory, 1)
+  return replay.load(directory, num_actions=NUM_ACTIONS)
+
+
+@pytest.fixture(scope='session')
+def light(data):
+  """A block in which networks and batches take next to no compiling; all batches are noted."""
+  transitions = replay.gather(data, replay.valid_rows(data))
+  batches = []
+
+  def sample(data, rng_key, batch_size):
+    rows = jax.random.randint(rng_key, (batch_size,), 0, len(transitions.a_tm1))
+    batches.append(jax.tree.map(lambda x: x[rows], transitions))
+    return batches[-1]
+
+  @contextlib.contextmanager
+  def block():
+    with pytest.MonkeyPatch.context() as patch:
+      patch.setattr(networks, 'nature_torso', testing.small_torso)
+      patch.setattr(replay, 'sample', sample)
+      yield batches
+
+  return block
+
+
+class Made(NamedTuple):
+  learner: Any
+  settings: dict[str, Any]  # what its constructor was given
+
+
+def make(agent: str, data, flags: dict[str, Any], **replaced) -> Made:
+  """Makes an agent with these flags, and settings of its constructor replaced."""
+  module = testing.run_atari(agent)
+  config = module.Config(**testing.known_flags(module.Config, flags))
+  agent_class = testing.agent_class(module.agent)
+  settings = {}
+
+  def construct(**given):
+    settings.update(given)
+    for name, value in replaced.items():
+      settings[name] = value(given[name]) if callable(value) else value
+    return agent_class(**settings)
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(networks, 'nature_torso', testing.small_torso)
+    patch.setattr(module.agent, agent_class.__name__, construct)
+    return Made(module.make_agent(config, NUM_ACTIONS, data), settings)
+
+
+# Learning.
+
+
+@every_agent
+def test_the_optimizers_first_two_steps_by_hand(agent, data):
+  """Of gradients 3 and then -1."""
+  flags = {
+    'learning_rate': 0.5, 'adam_epsilon': 0.25, 'rmsprop_decay': 0.75, 'rmsprop_epsilon': 0.125,
+  }  # fmt: skip
+  optimizer = make(agent, data, flags).settings['optimizer']
+  state = optimizer.init(jnp.zeros(()))
+  first, state = optimizer.update(jnp.float32(3.0), state, jnp.zeros(()))
+  second, _ = optimizer.update(jnp.float32(-1.0), state, jnp.zeros(()))
+  if hasattr(testing.run_atari(agent).Config, 'rmsprop_decay'):
+    # Mean square 0.75 + 0.25 * 9 = 3 and mean 0.75; then 2.25 + 0.25 = 2.5 and 0.5625 - 0.25.
+    assert first == pytest.approx(-0.5 * 3 / np.sqrt(3 - 0.5625 + 0.125), rel=1e-6)
+    assert second == pytest.approx(0.5 / np.sqrt(2.5 - 0.3125**2 + 0.125), rel=1e-6)
+  else:
+    # Moments without bias 3 and 9; then (0.9 * 0.3 - 0.1) / 0.19 and (0.999 * 9 + 1) / 1.999.
+    assert first == pytest.approx(-0.5 * 3 / (3 + 0.25), rel=1e-5)
+    assert second == pytest.approx(-0.5 * (0.17 / 0.19) / (np.sqrt(9.991 / 1.999) + 0.25), rel=1e-5)
+
+
+# The steps of gradient descent whose size depends on their number, which only the state knows.
+STEP_SIZES = (0.0, 0.01, 0.02, 0.01, 0.0, 0.01, 0.01)
+PERIOD = 3
+
+
+def stepwise_sgd(_) -> optax.GradientTransformation:
+  return optax.sgd(lambda count: jnp.array(STEP_SIZES)[count])
+
+
+class Update(NamedTuple):
+  """One of the first seven updates of an agent."""
+
+  before: Any
+  batch: replay.Transition
+  losses: np.ndarray  # [batch_size]
+  metrics: dict[str, jax.Array]
+  after: Any
+
+
+class Recorded(NamedTuple):
+  made: Made
+  updates: list[Update]
+  repeated: tuple  # of the first one again, after the others: state and metrics
+
+
+@pytest.fixture(scope='session')
+def recorded(data, light):
+  @functools.cache
+  def record(agent: str) -> Recorded:
+    module, losses = testing.run_atari(agent), []
+    loss = module.agent.loss
+
+    def noted_loss(*args, **kwargs):
+      answer = loss(*args, **kwargs)
+      jax.debug.callback(losses.append, answer)
+      return answer
+
+    flags = {'batch_size': 5, 'target_network_update_period': PERIOD}
+    made = make(agent, data, flags, optimizer=stepwise_sgd)
+    with light() as batches, pytest.MonkeyPatch.context() as patch:
+      patch.setattr(module.agent, 'loss', noted_loss)
+
+      @jax.jit
+      def update(state, data):
+        state, metrics = made.learner.update(state, data)
+        return state, metrics, batches[-1]
+
+      first = before = made.learner.initial_state(jax.random.PRNGKey(2))
+      updates = []
+      for _ in STEP_SIZES:
+        after, metrics, batch = update(before, data)
+        jax.effects_barrier()
+        updates.append(Update(before, batch, np.asarray(losses[-1]), metrics, after))
+        before = after
+      return Recorded(made, updates, update(first, data)[:2])
+
+  return record
+
+
+def equal(a, b) -> bool:
+  """Whether two trees of parameters are."""
+  return all(np.array_equal(x, y) for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True))
+
+
+@every_agent
+def test_the_target_is_copied_every_period_and_at_no_other_time(agent, recorded):
+  updates = recorded(agent).updates
+  for number, (before, _, _, _, after) in enumerate(updates, 1):
+    assert after.num_updates == number
+    if not hasattr(before, 'target_params'):
+      continue
+    if number == 1:
+      assert equal(before.target_params, before.online_params)
+    copied = number % PERIOD == 0
+    assert equal(after.target_params, after.online_params if copied else before.target_params)
+    assert copied or number < 2 or not equal(after.target_params, after.online_params)
+
+
+@every_agent
+def test_the_optimizers_state_is_carried(agent, recorded):
+  for (before, _, _, _, after), size in zip(recorded(agent).updates, STEP_SIZES, strict=True):
+    assert equal(before.online_params, after.online_params) == (size == 0)
+
+
+@every_agent
+def test_batches_are_new_in_every_update(agent, recorded):
+  batches = [update.batch for update in recorded(agent).updates]
+  assert all(len(batch.a_tm1) == 5 for batch in batches)
+  seen = {np.asarray(batch.s_tm1).tobytes() for batch in batches}
+  assert len(seen) == len(batches)
+  keys = {np.asarray(update.before.rng_key).tobytes() for update in recorded(agent).updates}
+  assert len(keys) == len(batches)
+
+
+@every_agent
+def test_metrics_are_what_they_say(agent, recorded, light):
+  made, updates, _ = recorded(agent)
+  for before, batch, losses, metrics, _ in updates:
+    assert losses.shape == (5,)
+    np.testing.assert_allclose(metrics['loss'], losses.mean(), rtol=1e-5)
+    if not {'q_logged_action', 'q_max'} & {*metrics}:
+      continue
+    with light():
+      q = made.settings['network'].apply(before.online_params, batch.s_tm1).q_values
+    want = {
+      'q_logged_action': np.mean(np.asarray(q)[np.arange(5), batch.a_tm1]),
+      'q_max': np.mean(np.max(q, axis=1)),
+    }
+    for name in want.keys() & {*metrics}:
+      np.testing.assert_allclose(metrics[name], want[name], rtol=1e-4, atol=1e-6)
+
+
+@every_agent
+def test_update_and_initial_state_are_functions_of_their_arguments(agent, recorded, light):
+  made, updates, repeated = recorded(agent)
+  chex.assert_trees_all_equal(repeated, (updates[0].after, updates[0].metrics))
+  with light():
+    again, other = (made.learner.initial_state(jax.random.PRNGKey(key)) for key in (2, 3))
+  chex.assert_trees_all_equal(again, updates[0].before)
+  assert not equal(again.online_params, other.online_params)
+  assert not np.array_equal(again.rng_key, other.rng_key)
+
+
+@every_agent
+def test_learn_is_so_many_updates_and_compiles_once(agent, recorded, light, monkeypatch):
+  agent_module, traces = testing.run_atari(agent).agent, []
+  loss = agent_module.loss
+  monkeypatch.setattr(agent_module, 'loss', lambda *args: traces.append(1) or loss(*args))
+  made, updates, _ = recorded(agent)
+  learner = made.learner
+  learner.set_state(updates[0].before)
+  with light():
+    metrics = learner.learn(2)
+    for name, value in metrics.items():
+      assert value == pytest.approx(np.mean([u.metrics[name] for u in updates[:2]]), rel=1e-4)
+    num_traces = len(traces)
+    state = learner.get_state()
+    chex.assert_trees_all_close(state, updates[1].after, rtol=1e-4, atol=1e-6)
+    # A state is a copy, and going on from it repeats what came after it, bit for bit.
+    kept = jax.tree.map(np.copy, state)
+    learner.learn(3)
+    end = learner.get_state()
+    chex.assert_trees_all_equal(state, kept)
+    assert not equal(state.online_params, end.online_params)
+    learner.set_state(state)
+    learner.learn(3)
+    chex.assert_trees_all_equal(learner.get_state(), end)
+  assert num_traces and len(traces) == num_traces
+
+
+@every_agent
+def test_several_seeds_learn_at_once_as_each_alone(agent, recorded, light, data):
+  learner, updates = recorded(agent).made.learner, recorded(agent).updates
+  keys = jnp.stack([jax.random.PRNGKey(2), jax.random.PRNGKey(3)])
+  with light():
+    states = jax.vmap(learner.initial_state)(keys)
+    update = jax.jit(jax.vmap(learner.update, in_axes=(0, None)))
+    for alone in updates[:2]:
+      states, metrics = update(states, data)
+      first = jax.tree.map(lambda x: x[0], (states, metrics))
+      chex.assert_trees_all_close(first, (alone.after, alone.metrics), rtol=1e-3, atol=1e-5)
+  one, other = (jax.tree.map(lambda x, i=i: x[i], states.online_params) for i in range(2))
+  assert not equal(one, other)
+
+
+# Acting, on what all outputs of the network agree on.
+
+
+def table_network(network: hk.Transformed) -> hk.Transformed:
+  """Another network's outputs, each of an action's the entry of a table [2, A] for the state."""
+
+  def init(rng_key, frames):
+    del rng_key, frames
+    return {'table': jnp.zeros((2, NUM_ACTIONS))}
+
+  def apply(params, frames):
+    rows = params['table'][testing.states(frames)]
+
+    def outputs(frames):
+      return network.apply(network.init(jax.random.PRNGKey(0), frames), frames)
+
+    def fill(like):
+      if NUM_ACTIONS not in like.shape[1:]:
+        return jnp.zeros(like.shape, like.dtype)
+      axis = like.shape.index(NUM_ACTIONS, 1)
+      others = [i for i in range(1, len(like.shape)) if i != axis]
+      return jnp.broadcast_to(jnp.expand_dims(rows, others), like.shape)
+
+    return jax.tree.map(fill, jax.eval_shape(outputs, frames))
+
+  return hk.Transformed(init, apply)
+
+
+# The best actions are 4 in state 0 and the last one in state 1.
+TABLE = np.array([[-3, -2, -4, -1, 2, -2, -1], [-1, -4, -2, -3, -1, -2, 1]], np.float32)
+BEST = (4, 6)
+
+
+@pytest.fixture(scope='session')
+def actors(data):
+  """Each agent, acting on the table with a rate of random actions."""
+
+  @functools.cache
+  def make_actor(agent: str, epsilon: float):
+    made = make(agent, data, {'eval_epsilon': epsilon}, network=table_network)
+    with pytest.MonkeyPatch.context() as patch:
+      patch.setattr(networks, 'nature_torso', testing.small_torso)
+      made.learner.set_state(made.learner.get_state()._replace(online_params={'table': TABLE}))
+    return made.learner
+
+  return make_actor
+
+
+@pytest.mark.parametrize('epsilon', [0.0, 0.3, 1.0])
+@every_agent
+def test_actions_are_the_best_ones_but_for_random_ones(agent, actors, epsilon):
+  act = jax.jit(jax.vmap(actors(agent, epsilon).act, in_axes=(None, 0, None)))
+  keys = jax.random.split(jax.random.PRNGKey(0), 20_000)
+  for state, best in enumerate(BEST):
+    frames = np.full((84, 84, 4), 10 * (state + 1), np.uint8)
+    next_keys, actions, _ = act({'table': TABLE}, keys, frames)
+    rates = np.bincount(actions, minlength=NUM_ACTIONS) / len(keys)
+    want = np.full(NUM_ACTIONS, epsilon / NUM_ACTIONS)
+    want[best] += 1 - epsilon
+    # Five standard deviations.
+    assert (np.abs(rates - want) <= 5 * np.sqrt(want * (1 - want) / len(keys))).all(), rates
+    assert len(np.unique(np.concatenate([keys, next_keys]), axis=0)) == 2 * len(keys)
+
+
+class TwoScreens(dm_env.Environment):
+  """Shows state 0 in four frames and state 1 in the next four; never ends."""
+
+  def reset(self):
+    self._frame = 0
+    return dm_env.restart(np.full((210, 160), 10, np.uint8))
+
+  def step(self, action):
+    self._frame += 1
+    grey = 10 if self._frame // 4 % 2 == 0 else 20
+    return dm_env.transition(0.0, np.full((210, 160), grey, np.uint8))
+
+  def observation_spec(self):
+    raise NotImplementedError
+
+  action_spec = observation_spec
+
+
+def play(learner, key: int, num_frames: int) -> list[tuple[int, float | None]]:
+  """The answers to the first frames, after a reset with a key."""
+  learner.reset(jax.random.PRNGKey(key))
+  loop = parts.run_loop(learner, TwoScreens())
+  return [(next(loop)[3], learner.statistics.get('state_value')) for _ in range(num_frames)]
+
+
+@every_agent
+def test_an_action_is_repeated_until_the_next_decision(agent, actors):
+  # A screen changes with frame 4 of a repeat; the maximum of the last two shows it from then on.
+  answers = play(actors(agent, 0.0), 0, 16)
+  assert [action for action, _ in answers] == [BEST[0]] * 4 + [BEST[1]] * 12
+  values = [value for _, value in answers]
+  assert values[0] is None or values == [2.0] * 4 + [1.0] * 12
+
+
+@every_agent
+def test_acting_is_a_function_of_the_key(agent, actors):
+  learner = actors(agent, 1.0)
+  plays = [[action for action, _ in play(learner, key, 400)] for key in (0, 0, 1)]
+  assert plays[0] == plays[1] != plays[2]
+  for actions in plays:
+    assert np.array_equal(np.repeat(actions[::4], 4), actions)
+  assert {*plays[0]} == {*range(NUM_ACTIONS)}
