@@ -155,9 +155,10 @@ def test_bad_values_are_named(agent, name, value):
       config_class(**{name: value})
 
 
-# Where each flag goes: (function, parameter). A flag that is not listed goes to the network's, the
-# agent's or the optimiser's parameter of its own name.
-PLACES = {
+# Where each flag goes: (function, parameter, and if it is a part of what that is given, which). A
+# flag that is not listed goes to the network's, the agent's or the optimiser's parameter of its own
+# name.
+PLACES: dict[str, list[tuple]] = {
   'environment_name': [('AtariEnv', 'environment_name')],
   'replay_dir': [('Logs', 'replay_dir')],
   'shards': [('Logs', 'shards')],
@@ -293,12 +294,14 @@ def test_every_flag_arrives_under_its_name(agent, monkeypatch):
     own = ('network', 'agent', 'optimizer')
     for name in fields.keys() - ELSEWHERE:
       value = getattr(config, name)
-      for function, parameter in PLACES.get(name, [(place, name) for place in own]):
+      for function, parameter, *which in PLACES.get(name, [(place, name) for place in own]):
         if flipped and name == 'replay_dir':
           value = 'demo logs of pong'
         if flipped and name == 'replay_cache_dir':
           value = None
         given = [x[parameter] for x in spies.arguments(function) if parameter in x]
+        for part in which:
+          given = [part(x) for x in given]
         assert all(x == value for x in given), f'{parameter} of {function} is not --{name}'
         if name in PLACES:
           assert given and len(given) == len(spies.arguments(function)), f'--{name} not given'

@@ -84,13 +84,43 @@ def test_outputs_and_gradients_equal_those_of_the_network_written_out(network, p
     np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())
 
 
-def test_the_behaviour_network_takes_grey_levels_as_they_are(frames):
-  network = networks.behaviour_network(6)
+def biased(network: hk.Transformed, frames: jax.Array) -> hk.Params:
+  """Initial parameters, but for biases: random ones, as they would be after some learning."""
   params = jax.jit(network.init)(jax.random.PRNGKey(0), frames)
-  names = ('conv2_d', 'conv2_d_1', 'conv2_d_2', 'q_hidden', 'q')
-  value_stream = {name: params[name] for name in names}
-  want = written_out(value_stream, 255 * frames.astype(jnp.float32))
-  np.testing.assert_allclose(network.apply(params, frames).q_values, want, rtol=1e-4, atol=1e-4)
+  rng = np.random.default_rng(0)
+  for layer in params.values():
+    layer['b'] = rng.normal(scale=0.1, size=layer['b'].shape).astype(np.float32)
+  return params
+
+
+def test_the_quantile_network_written_out(frames):
+  network = networks.quantile_network(6, 5)
+  params = biased(network, frames)
+  want = written_out(params, frames).reshape(3, 5, 6)
+  got = network.apply(params, frames)
+  np.testing.assert_allclose(got.dist_q, want, rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(got.q_values, want.mean(axis=1), rtol=1e-4, atol=1e-5)
+
+
+def test_the_multi_head_network_written_out(frames):
+  network = networks.multi_head_network(6, 5)
+  params = biased(network, frames)
+  want = written_out(params, frames).reshape(3, 6, 5)
+  got = network.apply(params, frames)
+  np.testing.assert_allclose(got.q_heads, want, rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(got.q_values, want.mean(axis=2), rtol=1e-4, atol=1e-5)
+
+
+def test_the_behaviour_network_written_out(frames):
+  """It takes grey levels as they are."""
+  network = networks.behaviour_network(6)
+  params = biased(network, frames)
+  got = network.apply(params, frames)
+  for stream, outputs in (('q', got.q_values), ('behaviour', got.behaviour_logits)):
+    names = ('conv2_d', 'conv2_d_1', 'conv2_d_2', f'{stream}_hidden', stream)
+    layers = {name: params[name] for name in names}
+    want = written_out(layers, 255 * frames.astype(jnp.float32))
+    np.testing.assert_allclose(outputs, want, rtol=1e-4, atol=1e-3)
 
 
 def test_white_is_one_and_black_is_zero():

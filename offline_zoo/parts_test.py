@@ -1,5 +1,6 @@
 """Tests for parts.py: the run loop, trackers, evaluation and learning."""
 
+import dataclasses
 import os
 import signal
 
@@ -123,6 +124,13 @@ def test_evaluate_plays_whole_episodes_until_enough_steps(eval_steps: int, num_e
   assert agent.keys == [key]
 
 
+def test_evaluation_ends_an_episode_after_half_an_hour_of_play():
+  result = parts.evaluate(Echo(), Counting(10**9), 1, jax.random.PRNGKey(0))
+  assert result['eval_num_episodes'] == 1
+  assert result['eval_episode_return'] == 108_000 * 108_001 / 2  # 60 frames a second
+  assert result['eval_episode_clipped_return'] == 27_000
+
+
 def test_evaluation_seeds_differ():
   seeds = [parts.evaluation_seed(seed, i) for seed in range(20) for i in range(20)]
   assert len({environment_seed for environment_seed, _ in seeds}) == 400
@@ -161,6 +169,67 @@ def test_learn_iteration_averages_over_all_its_updates():
     parts.learn_iteration(learner, progress, 1000, stop)
   assert learner.chunks == [250] * 4
   assert progress.means() == {'loss': 500.5, 'q_logged_action': 2.0}
+
+
+@dataclasses.dataclass
+class Config:
+  environment_name: str = 'breakout'
+  seed: int = 7
+  num_iterations: int = 5
+
+
+def evaluated(episode_return: float) -> dict[str, float]:
+  return {
+    'eval_episode_return': episode_return,
+    'eval_episode_clipped_return': 3.0,
+    'eval_num_episodes': 2,
+    'eval_frame_rate': 500.0,
+    'eval_seconds': 30.0,
+    'eval_state_value': 0.25,
+  }
+
+
+def test_the_row_of_an_iteration():
+  progress = parts.Progress(rows=[{}])
+  progress.add({'loss': 1.0, 'q_max': 4.0}, 3, seconds=2.0)
+  progress.add({'loss': 5.0, 'q_max': 8.0}, 1, seconds=6.0)
+  progress.finish_iteration(Config(), evaluated(16.1), dataset_episode_return=12.5)
+  assert progress.rows[1:] == [
+    {
+      'environment_name': 'breakout',
+      'seed': 7,
+      'iteration': 2,
+      'num_updates': 8,
+      'frame': 128,
+      'eval_episode_return': 16.1,
+      'normalized_return': pytest.approx(0.5),  # 1.7 by chance, 30.5 by a human, raw
+      'capped_normalized_return': pytest.approx(0.5),
+      'dataset_episode_return': 12.5,
+      'loss': 2.0,
+      'q_max': 5.0,
+      'eval_episode_clipped_return': 3.0,
+      'eval_num_episodes': 2,
+      'eval_frame_rate': 500.0,
+      'eval_state_value': 0.25,
+      'updates_per_second': 0.5,
+      'seconds': 38.0,
+    }
+  ]
+  assert progress.iteration == 3
+  assert (progress.num_updates, progress.metric_sums, progress.seconds) == (0, {}, 0.0)
+
+
+def test_normalised_returns_are_capped_in_one_column_and_empty_without_a_human():
+  progress = parts.Progress()
+  for game, episode_return in (('breakout', 59.3), ('breakout', -27.1), ('pooyan', 100.0)):
+    progress.add({'loss': 1.0}, 1, seconds=1.0)
+    progress.finish_iteration(Config(game), evaluated(episode_return), float('nan'))
+  columns = ('normalized_return', 'capped_normalized_return', 'dataset_episode_return')
+  assert [[row[name] for name in columns] for row in progress.rows] == [
+    [pytest.approx(2.0), 1.0, None],
+    [pytest.approx(-1.0), pytest.approx(-1.0), None],
+    [None, None, None],
+  ]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run():

@@ -106,6 +106,19 @@ def test_a_platform_that_is_not_there_is_explained():
   )
 
 
+def test_floats_are_multiplied_in_full_and_ranks_are_not_promoted():
+  names = ('jax_default_matmul_precision', 'jax_numpy_rank_promotion')
+  before = [getattr(jax.config, name) for name in names]
+  try:
+    for name, value in zip(names, ('bfloat16', 'allow'), strict=True):
+      jax.config.update(name, value)
+    program._set_up_jax(None)
+    assert [getattr(jax.config, name) for name in names] == ['float32', 'raise']
+  finally:
+    for name, value in zip(names, before, strict=True):
+      jax.config.update(name, value)
+
+
 def test_help_lists_the_flags_in_groups_with_type_default_and_source():
   run = subprocess.run(
     [sys.executable, '-m', 'offline_zoo.dqn.run_atari', '--help'],

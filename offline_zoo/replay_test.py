@@ -348,3 +348,15 @@ def test_arguments(logs):
   ):  # fmt: skip
     with pytest.raises(ValueError):
       replay.load(logs, **arguments)
+
+
+@pytest.mark.parametrize('column', ['observation', 'action', 'reward', 'terminal'])
+def test_the_checksum_is_of_every_column(tmp_path, column: str):
+  shard = testing.make_shard(20)
+  dqn_replay.write_shard(tmp_path / 'before', 0, shard)
+  values = getattr(shard, column)
+  changed = (12, 80, 3) if column == 'observation' else 12  # one pixel
+  values[changed] = 1
+  dqn_replay.write_shard(tmp_path / 'after', 0, shard)
+  checksums = [replay.Logs(tmp_path / name).checksum for name in ('before', 'before', 'after')]
+  assert checksums[0] == checksums[1] != checksums[2]

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -68,6 +69,42 @@ def test_a_logged_episode_is_what_the_emulator_plays_again():
     assert answer.reward == reward
     assert answer.last() == terminal
   assert set(episode.actions) == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize('game, max_epsilon', [('pong', 0.03), ('breakout', 0.2)])
+def test_rates_of_random_actions_spread_over_the_episodes(game, max_epsilon, monkeypatch):
+  """So that play is from poor to good; and the emulator's own chance is as the flag says."""
+  epsilons, probabilities = [], []
+
+  def record(emulator, policy, epsilon, rng):
+    assert policy is not None
+    epsilons.append(epsilon)
+    return types.SimpleNamespace(episode=lambda: None)
+
+  def make_environment(name, *, sticky_action_probability, seed):
+    probabilities.append(sticky_action_probability)
+    return types.SimpleNamespace(seed=lambda seed: None)
+
+  monkeypatch.setattr(demo, '_Recorder', record)
+  monkeypatch.setattr(demo, '_make_environment', make_environment)
+  monkeypatch.setattr(parts, 'run_loop', lambda *_: iter([]))
+  for index in range(100):
+    demo.play_episode(demo.Config(environment_name=game), index)
+  # The least and the largest of 100 uniform draws.
+  assert 0 <= min(epsilons) < 0.1 * max_epsilon and 0.9 * max_epsilon < max(epsilons) <= max_epsilon
+  assert np.mean(epsilons) == pytest.approx(max_epsilon / 2, rel=0.2)
+  assert probabilities == [0.25] * 100
+
+
+def test_random_actions_are_as_often_as_they_should_be():
+  """Of a policy that always serves, at a rate of 0.4 over four actions: 0.3 others."""
+  environment = atari_env.AtariEnv('breakout', seed=0)
+  recorder = demo._Recorder(environment, lambda ram: 1, 0.4, np.random.default_rng(0))
+  loop = parts.run_loop(recorder, environment)
+  for _ in zip(range(4000), loop, strict=False):
+    pass
+  rates = np.bincount(recorder._actions, minlength=4) / len(recorder._actions)
+  np.testing.assert_allclose(rates, [0.1, 0.7, 0.1, 0.1], atol=0.05)
 
 
 def test_an_episode_cut_at_the_limit_is_logged_as_ended(monkeypatch):

@@ -103,6 +103,31 @@ def test_an_update_is_a_gradient_step_on_the_loss(whole_batch, monkeypatch, ense
   np.testing.assert_allclose(got, online - jax.grad(mean_loss)(online), rtol=1e-5)
 
 
+def test_mixtures_are_new_in_every_update_and_do_not_share_the_batchs_key(whole_batch, monkeypatch):
+  data, _ = whole_batch
+  keys = []
+  mix, sample = agent.random_mixtures, replay.sample
+  for owner, name, function in ((agent, 'random_mixtures', mix), (replay, 'sample', sample)):
+
+    def note(*args, function=function):
+      keys.append(next(x for x in args if isinstance(x, jax.Array)))
+      return function(*args)
+
+    monkeypatch.setattr(owner, name, note)
+  learner = make_agent(data)
+
+  @jax.jit
+  def update(state):
+    state, _ = learner.update(state, data)
+    return state, keys[-2:]
+
+  state, used = learner.initial_state(jax.random.PRNGKey(0)), []
+  for _ in range(3):
+    state, pair = update(state)
+    used += pair
+  assert len({np.asarray(key).tobytes() for key in used}) == 6
+
+
 @pytest.mark.parametrize('ensemble', [False, True])
 def test_learn_reaches_the_optimal_values_of_an_mdp(tmp_path, ensemble: bool):
   testing.write_logs(tmp_path)
@@ -116,5 +141,5 @@ def test_learn_reaches_the_optimal_values_of_an_mdp(tmp_path, ensemble: bool):
 
 
 def test_an_ensemble_of_mixtures_is_refused():
-  with pytest.raises(ValueError, match='--num_mixtures=2: --ensemble mixes no heads'):
+  with pytest.raises(ValueError, match='--num_mixtures=2: expected 1: --ensemble mixes no heads'):
     run_atari.Config(ensemble=True, num_mixtures=2)
