@@ -349,7 +349,7 @@ def test_a_checkpoint_of_another_run(agent, after_one):
       other = OTHERS.get(field.name, not value)
     else:
       other = 100 if value is None else value + 1 if isinstance(value, int) else value / 2
-    with pytest.raises(ValueError, match=f'checkpoint of another run: its --{field.name} is '):
+    with pytest.raises(ValueError, match=f'of another run: its --{field.name} is '):
       run_here(agent, {**after_one, field.name: other})
   assert rows(after_one) == before
 
@@ -456,8 +456,8 @@ def test_a_full_disk_leaves_the_last_checkpoint(agent, after_one):
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
   assert rows(after_one) == before
-  checkpoints = pathlib.Path(after_one['results_csv_path']).parent / 'checkpoint'
-  assert len(os.listdir(checkpoints)) == 1
+  directory = pathlib.Path(after_one['results_csv_path']).parent / 'checkpoint'
+  assert sorted(os.listdir(directory)) == ['.lock', 'step_1']
   chex.assert_trees_all_equal(learnt(agent, {**after_one, 'num_iterations': 1}), first)
 
 
@@ -468,3 +468,49 @@ def test_errors_are_one_line_and_exit_code_1(agent, settings):
   assert run.returncode == 1
   assert run.stderr.strip() == 'error: /nowhere/logs: no such replay directory'
   assert 'Traceback' in run_there(agent, {**settings, 'debug': True}).stderr
+
+
+# A copy.
+
+
+TRAIN = """
+from offline_zoo import run_atari_test
+for agent in ('qrdqn', 'myqrdqn'):
+  run_atari_test.run_here(agent, {
+    'environment_name': 'breakout', 'replay_dir': 'logs', 'replay_cache_dir': 'none',
+    'results_csv_path': f'{agent}/results.csv', 'num_iterations': 1,
+    'num_updates_per_iteration': 1, 'eval_steps': 1, 'eval_epsilon': 1.0,
+  })
+"""
+
+
+def test_a_copied_directory_is_an_agent_of_its_own(tmp_path):
+  """Its loss is doubled: it learns from that, the original does not, and all tests hold of it."""
+  package = tmp_path / 'offline_zoo'
+  shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns('__pycache__'))
+  shutil.copy(PACKAGE.parent / 'pyproject.toml', tmp_path)
+  shutil.copytree(package / 'qrdqn', package / 'myqrdqn')
+  text = (package / 'myqrdqn' / 'agent.py').read_text()
+  assert text.count('  return batched(') == 1
+  changed = text.replace('return batched(', 'return 2 * batched(')
+  (package / 'myqrdqn' / 'agent.py').write_text(changed)
+  testing.write_noise(tmp_path / 'logs', 1)
+
+  def python(*arguments: str) -> None:
+    run = subprocess.run(
+      [sys.executable, *arguments],
+      cwd=tmp_path, env={**environment(), 'PYTHONPATH': str(tmp_path)}, capture_output=True,
+      text=True, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stdout + run.stderr
+
+  python('-c', TRAIN)
+  losses = []
+  for agent in ('qrdqn', 'myqrdqn'):
+    config = json.loads((tmp_path / agent / 'config.json').read_text())
+    assert config['agent'] == agent
+    (row,) = rows({'results_csv_path': tmp_path / agent / 'results.csv'})
+    losses.append(float(row['loss']))
+  assert losses[1] == pytest.approx(2 * losses[0], rel=1e-6)
+  tests = [f'offline_zoo/{name}_test.py' for name in ('agents', 'run_atari')]
+  python('-m', 'pytest', '-n', '0', '-p', 'no:cacheprovider', '-k', 'myqrdqn', *tests)

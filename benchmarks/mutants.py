@@ -1,0 +1,514 @@
+"""Spoils the code, one careless edit at a time, and reports what the tests do not notice.
+
+  python -m benchmarks.mutants [--processes=2] [--only=dqn/agent.py] [--list]
+
+Each edit names the test that must fail for it. It is applied to a copy of the checkout, where only
+that is run. First all these tests are run on the code as it is, where they must pass.
+"""
+
+import argparse
+import concurrent.futures
+import multiprocessing
+import os
+import pathlib
+import queue
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from typing import NamedTuple
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+class Edit(NamedTuple):
+  """A text that occurs once in a file of the package, another for it, and the test that must fail.
+
+  The test is a pytest node below the package: a file, or a test in it.
+  """
+
+  file: str
+  old: str
+  new: str
+  test: str
+
+
+# For each file: (old text, new text, test).
+EDITS: dict[str, list[tuple[str, str, str]]] = {
+  'atari_data.py': [
+    ("Game('breakout',            1.7,", "Game('breakout',            7.1,",
+     'atari_data_test.py::test_published_scores'),
+    ('return None if score is None else min(score, 1.0)', 'return score',
+     'atari_data_test.py::test_capped_score_is_capped_above_only'),
+    ('(g.human_score - g.random_score)', 'g.human_score', 'atari_data_test.py'),
+  ],
+  'atari_env.py': [
+    ('frameskip=1', 'frameskip=4', 'atari_env_test.py'),
+    ('repeat_action_probability=sticky_action_probability', 'repeat_action_probability=0.25',
+     'atari_env_test.py::test_without_sticky_actions_the_seed_has_no_say'),
+    ('repeat_action_probability=sticky_action_probability', 'repeat_action_probability=0.0',
+     'atari_env_test.py::test_the_same_seed_and_actions_give_the_same_game'),
+    ('full_action_space=False', 'full_action_space=True', 'atari_env_test.py'),
+    ('self._seed = None\n', 'pass\n', 'atari_env_test.py::test_episodes_after_the_first_differ'),
+    ("obs_type='grayscale'", "obs_type='ram'", 'atari_env_test.py'),
+  ],
+  'processors.py': [
+    ('np.maximum(*self._screens)', 'np.minimum(*self._screens)', 'processors_test.py'),
+    ('np.maximum(*self._screens)', 'self._screens[1]', 'processors_test.py'),
+    ('cv2.INTER_AREA', 'cv2.INTER_LINEAR', 'processors_test.py'),
+    ('np.concatenate([self._stack[1:], newest])', 'np.concatenate([newest, self._stack[1:]])',
+     'processors_test.py'),
+    ('self._reward += timestep.reward', 'self._reward = timestep.reward', 'processors_test.py'),
+    ('self._discount *= timestep.discount', 'pass', 'processors_test.py'),
+  ],
+  'networks.py': [
+    ('astype(jnp.float32) / 255.0', 'astype(jnp.float32)',
+     'networks_test.py::test_white_is_one_and_black_is_zero'),
+    ('x = relu(hk.Conv2D(64, kernel_shape=4', 'x = (hk.Conv2D(64, kernel_shape=4',
+     'networks_test.py::test_the_quantile_network_written_out'),
+    ('x = relu(hk.Conv2D(64, kernel_shape=3', 'x = (hk.Conv2D(64, kernel_shape=3',
+     'networks_test.py::test_the_multi_head_network_written_out'),
+    ("VarianceScaling(1.0, 'fan_avg', 'uniform')", "VarianceScaling(1.0, 'fan_in', 'uniform')",
+     'networks_test.py::test_initialisation_is_glorot_uniform_with_zero_biases'),
+    ("VarianceScaling(1.0 / 3.0**0.5, 'fan_in'", "VarianceScaling(1.0 / 3.0, 'fan_in'",
+     'networks_test.py::test_the_other_networks'),
+    ('-> QuantileNetworkOutputs:\n    w_init = _batch_rl_init()\n    x = relu(hk.Linear(512',
+     '-> QuantileNetworkOutputs:\n    w_init = _batch_rl_init()\n    x = (hk.Linear(512',
+     'networks_test.py::test_the_quantile_network_written_out'),
+    ('-> MultiHeadNetworkOutputs:\n    w_init = _batch_rl_init()\n    x = relu(hk.Linear(512',
+     '-> MultiHeadNetworkOutputs:\n    w_init = _batch_rl_init()\n    x = (hk.Linear(512',
+     'networks_test.py::test_the_multi_head_network_written_out'),
+    ('-> QuantileNetworkOutputs:\n    w_init = _batch_rl_init()\n    x = relu(hk.Linear(512, '
+     'w_init=w_init)(nature_torso(preprocess(frames), w_init)))',
+     '-> QuantileNetworkOutputs:\n    w_init = _batch_rl_init()\n    x = relu(hk.Linear(512, '
+     'w_init=w_init)(nature_torso(frames.astype(jnp.float32), w_init)))',
+     'networks_test.py::test_the_quantile_network_written_out'),
+    ('-> MultiHeadNetworkOutputs:\n    w_init = _batch_rl_init()\n    x = relu(hk.Linear(512, '
+     'w_init=w_init)(nature_torso(preprocess(frames), w_init)))',
+     '-> MultiHeadNetworkOutputs:\n    w_init = _batch_rl_init()\n    x = relu(hk.Linear(512, '
+     'w_init=w_init)(nature_torso(frames.astype(jnp.float32), w_init)))',
+     'networks_test.py::test_the_multi_head_network_written_out'),
+    ('nature_torso(frames.astype(jnp.float32), w_init)\n',
+     'nature_torso(preprocess(frames), w_init)\n',
+     'networks_test.py::test_the_behaviour_network_written_out'),
+    ("x = relu(hk.Linear(512, w_init=w_init, name=f'{name}_hidden')(features))",
+     "x = hk.Linear(512, w_init=w_init, name=f'{name}_hidden')(features)",
+     'networks_test.py::test_the_behaviour_network_written_out'),
+    ('QuantileNetworkOutputs(q_values=jnp.mean(dist_q, axis=1)',
+     'QuantileNetworkOutputs(q_values=jnp.max(dist_q, axis=1)',
+     'networks_test.py::test_the_quantile_network_written_out'),
+    ('q_values=jnp.mean(q_heads, axis=-1)', 'q_values=q_heads[..., 0]',
+     'networks_test.py::test_the_multi_head_network_written_out'),
+  ],
+  'parts.py': [
+    ("scores = (config.environment_name, evaluation['eval_episode_return'])",
+     "scores = (config.environment_name, evaluation['eval_episode_clipped_return'])",
+     'parts_test.py::test_the_row_of_an_iteration'),
+    ("'capped_normalized_return': atari_data.capped_human_normalized_score(*scores)",
+     "'capped_normalized_return': atari_data.human_normalized_score(*scores)",
+     'parts_test.py::test_normalised_returns_are_capped_in_one_column_and_empty_without_a_human'),
+    ("'frame': FRAMES_PER_UPDATE * total_updates", "'frame': 4 * total_updates",
+     'parts_test.py::test_the_row_of_an_iteration'),
+    ('total_updates = self.iteration * self.num_updates', 'total_updates = self.num_updates',
+     'parts_test.py::test_the_row_of_an_iteration'),
+    ("'seconds': self.seconds + evaluation['eval_seconds']", "'seconds': self.seconds",
+     'parts_test.py::test_the_row_of_an_iteration'),
+    ("'seed': config.seed,", "'seed': 1,", 'parts_test.py::test_the_row_of_an_iteration'),
+    ('+ mean * num_updates', '+ mean', 'parts_test.py::test_the_row_of_an_iteration'),
+    ('self.num_updates, self.metric_sums, self.seconds = 0, {}, 0.0', 'self.num_updates = 0',
+     'parts_test.py::test_the_row_of_an_iteration'),
+    ('MAX_FRAMES_PER_EPISODE = 108_000', 'MAX_FRAMES_PER_EPISODE = 27_000',
+     'parts_test.py::test_evaluation_ends_an_episode_after_half_an_hour_of_play'),
+    ('if frame == max_frames_per_episode', 'if frame > max_frames_per_episode',
+     'parts_test.py::test_evaluation_ends_an_episode_after_half_an_hour_of_play'),
+    ('min(max(self._step_reward, -1.0), 1.0)', 'min(self._step_reward, 1.0)',
+     'parts_test.py::test_clipping_is_of_agent_steps_not_frames'),
+    ('episodes.num_steps >= eval_steps', 'episodes.num_steps > eval_steps',
+     'parts_test.py::test_evaluate_plays_whole_episodes_until_enough_steps'),
+    ('  agent.reset(rng_key)\n', '  agent.reset()\n',
+     'parts_test.py::test_evaluate_plays_whole_episodes_until_enough_steps'),
+    ('np.random.SeedSequence((seed, iteration))', 'np.random.SeedSequence((seed, 0))',
+     'parts_test.py::test_evaluation_seeds_differ'),
+    ('np.random.SeedSequence((seed, iteration))', 'np.random.SeedSequence((0, iteration))',
+     'parts_test.py::test_evaluation_seeds_differ'),
+    ('if not math.isfinite(mean)', 'if math.isnan(mean)',
+     'parts_test.py::test_a_loss_that_is_not_finite_stops_the_run'),
+    ('jax.jit(update, donate_argnums=0)', 'jax.jit(update)',
+     'parts_test.py::test_learn_loop_donates_and_averages'),
+    ('history.append(jax.device_get(metrics))', 'history[:] = [jax.device_get(metrics)]',
+     'parts_test.py::test_learn_loop_donates_and_averages'),
+    ('return max(n for n in range(1, MAX', 'return min(n for n in range(1, MAX',
+     'parts_test.py::test_chunks_are_equal'),
+  ],
+  'program.py': [
+    ("jax.config.update('jax_default_matmul_precision', 'float32')", 'pass',
+     'program_test.py::test_floats_are_multiplied_in_full_and_ranks_are_not_promoted'),
+    ("jax.config.update('jax_numpy_rank_promotion', 'raise')", 'pass',
+     'program_test.py::test_floats_are_multiplied_in_full_and_ranks_are_not_promoted'),
+    ('value is None or value > 0', 'value is None or value >= 0',
+     'agents_test.py::test_bad_values_are_named'),
+    ('0 <= getattr(config, name) <= 1', 'getattr(config, name) <= 1',
+     'agents_test.py::test_bad_values_are_named'),
+    ('0 <= config.seed < 2**32', 'config.seed < 2**32',
+     'agents_test.py::test_bad_values_are_named'),
+  ],
+  'replay.py': [
+    ('jnp.clip(rewards, -data.max_abs_reward, data.max_abs_reward)',
+     'jnp.clip(rewards, -1.0, 1.0)',
+     'replay_test.py::test_rewards_are_held_raw_and_small_and_clipped_when_sampled'),
+    ('jnp.where(ended, 0.0, jnp.float32(data.discount**data.n_step))',
+     'jnp.where(ended, 0.0, jnp.float32(data.discount))',
+     'replay_test.py::test_rewards_end_with_the_episode'),
+    ('data.discount ** np.arange(data.n_step)', 'data.discount ** np.arange(1, data.n_step + 1)',
+     'replay_test.py::test_rewards_end_with_the_episode'),
+    ('jnp.where(belongs, rewards * discounts[None], 0.0)', 'rewards * discounts[None]',
+     'replay_test.py::test_rewards_end_with_the_episode'),
+    ('(batch_size,), 0, data.run_ends[-1])', '(batch_size,), 0, data.run_ends[0])',
+     'replay_test.py::test_sampling_is_uniform_over_valid_rows_and_touches_no_other'),
+    ('(batch_size,), 0, data.run_ends[-1])', '(batch_size,), 1, data.run_ends[-1])',
+     'replay_test.py::test_sampling_is_uniform_over_valid_rows_and_touches_no_other'),
+    ('np.random.default_rng((self._seed, iteration))', 'np.random.default_rng(iteration)',
+     'replay_test.py::test_resident_shards_are_a_function_of_seed_and_iteration'),
+    ('np.random.default_rng((self._seed, iteration))', 'np.random.default_rng(self._seed)',
+     'replay_test.py::test_a_budget_makes_sets_of_shards_that_change_every_iteration'),
+    ('max_abs_reward=self._max_abs_reward,', 'max_abs_reward=1.0,',
+     'replay_test.py::test_rewards_are_held_raw_and_small_and_clipped_when_sampled'),
+  ],
+  'encoding/shards.py': [
+    ('isal_zlib.crc32(used.data, checksum)', 'isal_zlib.crc32(used.data[:0], checksum)',
+     'replay_test.py::test_the_checksum_is_of_every_column'),
+    ('for column in (actions, rewards, terminals):', 'for column in (rewards, terminals):',
+     'replay_test.py::test_the_checksum_is_of_every_column'),
+    ('for column in (actions, rewards, terminals):', 'for column in (actions, terminals):',
+     'replay_test.py::test_the_checksum_is_of_every_column'),
+    ('for column in (actions, rewards, terminals):', 'for column in (actions, rewards):',
+     'replay_test.py::test_the_checksum_is_of_every_column'),
+    ('return returns if begins_here else returns[1:]', 'return returns',
+     'replay_test.py::test_mean_episode_return_is_of_whole_episodes_only'),
+    ('for dtype in (np.int8, np.int16):', 'for dtype in (np.int8,):',
+     'replay_test.py::test_rewards_are_held_raw_and_small_and_clipped_when_sampled'),
+  ],
+  'encoding/frame_store.py': [
+    ('words, (-5, -3, -1), (-5, -4, -3)', 'words, (-5, -3, -1), (-5, -3, -4)',
+     'encoding/frame_store_test.py::test_every_frame_comes_back'),
+    ('((num_items - 1).bit_length() + 7)', '(num_items.bit_length() + 7)',
+     'encoding/frame_store_test.py::test_pack_takes_as_many_bytes_as_the_largest_id_needs'),
+  ],
+  'logs/demo.py': [
+    ('rng.uniform(0.0, max_epsilon)', '0.0',
+     'logs/demo_test.py::test_rates_of_random_actions_spread_over_the_episodes'),
+    ('rng.uniform(0.0, max_epsilon)', 'rng.uniform(0.0, 1.0)',
+     'logs/demo_test.py::test_rates_of_random_actions_spread_over_the_episodes'),
+    ('sticky_action_probability=config.sticky_action_probability, seed=0',
+     'sticky_action_probability=0.0, seed=0',
+     'logs/demo_test.py::test_rates_of_random_actions_spread_over_the_episodes'),
+    ('if self._rng.random() < self._epsilon', 'if self._rng.random() > self._epsilon',
+     'logs/demo_test.py::test_random_actions_are_as_often_as_they_should_be'),
+    ('self._rng.integers(self._num_actions)', 'self._rng.integers(1, self._num_actions)',
+     'logs/demo_test.py::test_random_actions_are_as_often_as_they_should_be'),
+    ('terminals[-1] = 1', 'terminals[-1] = 0',
+     'logs/demo_test.py::test_an_episode_cut_at_the_limit_is_logged_as_ended'),
+  ],
+  'logs/demo_policies.py': [
+    ('y += 1 if downward > 0 else -1', 'pass',
+     'logs/demo_policies_test.py::test_pongs_ball_bounces_off_both_walls'),
+    ('min(x, 2 * width - x)', 'x',
+     'logs/demo_policies_test.py::test_breakouts_ball_is_reflected_between_the_walls'),
+  ],
+  'results.py': [
+    ("'replay_dir', 'replay_memory_gb', 'results_csv_path',",
+     "'replay_dir', 'replay_memory_gb', 'results_csv_path', 'seed',",
+     'run_atari_test.py::test_a_checkpoint_of_another_run'),
+    ("'replay_dir', 'replay_memory_gb', 'results_csv_path',",
+     "'replay_dir', 'replay_memory_gb', 'results_csv_path', 'discount',",
+     'run_atari_test.py::test_a_checkpoint_of_another_run'),
+    ('and not np.isfinite(array).all()', 'and np.isnan(array).all()',
+     'run_atari_test.py::test_nan_stops_the_run_and_keeps_the_last_checkpoint'),
+    ('agent.set_state(state)', 'pass',
+     'run_atari_test.py::test_a_run_goes_on_where_it_was_stopped[dqn]'),
+    ("if theirs != logs.checksum:", 'if False:',
+     'run_atari_test.py::test_a_checkpoint_of_other_logs'),
+  ],
+}  # fmt: skip
+
+_STATE = 'LearnerState(rng_key, online_params, target_params, opt_state, num_updates), metrics'
+_WHERE = 'jnp.where(is_random, random_action, jnp.argmax(q_t))'
+_TARGET = 'test_the_target_is_copied_every_period_and_at_no_other_time'
+_BATCHES = 'test_batches_are_new_in_every_update'
+_METRICS = 'test_metrics_are_what_they_say'
+_ACTIONS = 'test_actions_are_the_best_ones_but_for_random_ones'
+_REPEATS = 'test_an_action_is_repeated_until_the_next_decision'
+_LEARN = 'test_learn_is_so_many_updates_and_compiles_once'
+# What is the same text in every agent, spoilt in one agent.py: (agent, old text, new text, test).
+SHARED_IN_AGENT = [
+  ('qrdqn', 'num_updates, target_network_update_period\n', 'num_updates, 1\n', _TARGET),
+  ('dqn', 'online_params, state.target_params, num_updates, ',
+   'online_params, state.target_params, state.num_updates, ', _TARGET),
+  ('bcq', 'online_params, state.target_params, num_updates, ',
+   'state.online_params, state.target_params, num_updates, ', _TARGET),
+  ('rem', 'num_updates = state.num_updates + 1', 'num_updates = state.num_updates + 2', _TARGET),
+  ('rem', _STATE, _STATE.replace('opt_state', 'state.opt_state'),
+   'test_the_optimizers_state_is_carried'),
+  ('cql', _STATE, _STATE.replace('rng_key', 'state.rng_key'), _BATCHES),
+  ('bcq', 'replay.sample(data, sample_key, batch_size)',
+   'replay.sample(data, jax.random.PRNGKey(0), batch_size)', _BATCHES),
+  ('qrdqn', 'replay.sample(data, sample_key, batch_size)', 'replay.sample(data, sample_key, 32)',
+   _BATCHES),
+  ('cql', "'q_max': jnp.mean(jnp.max(q_tm1, axis=-1))", "'q_max': jnp.max(q_tm1)", _METRICS),
+  ('rem', 'jnp.mean(rlax.batched_index(q_tm1, batch.a_tm1))', 'jnp.mean(q_tm1)', _METRICS),
+  ('bcq', "'loss': mean,", "'loss': mean * batch_size,", _METRICS),
+  ('cql', "'conservative_loss': jnp.mean(", "'conservative_loss': jnp.sum(", _METRICS),
+  ('qrdqn', 'jnp.argmax(q_t)', 'jnp.argmin(q_t)', _ACTIONS),
+  ('rem', 'random_action, jnp.argmax(q_t))', 'random_action, 0)', _ACTIONS),
+  ('cql', _WHERE, 'jnp.argmax(q_t)', _ACTIONS),
+  ('bcq', '(epsilon_key) < eval_epsilon', '(epsilon_key) > eval_epsilon', _ACTIONS),
+  ('dqn', '(epsilon_key) < eval_epsilon', '(epsilon_key) < eval_epsilon / 2', _ACTIONS),
+  ('qrdqn', '(), 0, len(q_t))', '(), 1, len(q_t))', _ACTIONS),
+  ('cql', '(), 0, len(q_t))', '(), 0, len(q_t) - 1)', _ACTIONS),
+  ('rem', 'rng_key, epsilon_key, action_key = jax', '_, epsilon_key, action_key = jax', _ACTIONS),
+  ('dqn', 'jax.random.randint(action_key', 'jax.random.randint(epsilon_key', _ACTIONS),
+  ('bcq', 'self._action, self._state_value = int(action), float(value)',
+   'self._action, self._state_value = 0, float(value)', _REPEATS),
+  ('qrdqn', 'if processed is not None and not', 'if processed is None or not', _REPEATS),
+  ('cql', 'jnp.argmax(q_t)), jnp.max(q_t)', 'jnp.argmax(q_t)), jnp.mean(q_t)', _REPEATS),
+  ('rem', 'self._processor.reset()\n', 'pass\n',
+   'test_acting_and_states_are_the_same_text_in_every_agent'),
+  ('cql', 'self._act_key = rng_key', 'pass', 'test_acting_is_a_function_of_the_key'),
+  ('bcq', 'jax.tree.map(np.array, self._state)', 'self._state', _LEARN),
+  ('qrdqn', 'self._learn = parts.learn_loop(update)',
+   'self._learn = lambda state, data, n: parts.learn_loop(update)(state, data, n)', _LEARN),
+  ('dqn', 'self._state, metrics = self._learn', '_, metrics = self._learn', _LEARN),
+  ('rem', 'rng_key, init_key = jax.random.split(rng_key)', 'init_key = jax.random.PRNGKey(0)',
+   'test_update_and_initial_state_are_functions_of_their_arguments'),
+]  # fmt: skip
+
+_FLAGS = 'test_every_flag_arrives_under_its_name'
+_MAIN = 'test_main_passes_on_what_it_makes'
+_STEPS = 'test_the_optimizers_first_two_steps_by_hand'
+_DEFAULTS = 'test_defaults_are_the_published_values'
+# Likewise in one run_atari.py.
+SHARED_IN_RUN_ATARI = [
+  ('dqn', 'config.learning_rate,', '0.00025,', _FLAGS),
+  ('dqn', 'decay=config.rmsprop_decay', 'decay=0.95', _FLAGS),
+  ('dqn', 'eps=config.rmsprop_epsilon', 'eps=1e-5', _FLAGS),
+  ('dqn', 'initial_scale=1.0', 'initial_scale=0.0', _STEPS),
+  ('dqn', 'centered=True', 'centered=False', _STEPS),
+  ('rem', 'eps=config.adam_epsilon', 'eps=1e-8', _FLAGS),
+  ('cql', 'optax.adam(config.learning_rate', 'optax.adam(5e-5', _FLAGS),
+  ('bcq', 'optax.adam(', 'optax.adamax(', _STEPS),
+  ('qrdqn', 'jax.random.PRNGKey(config.seed)', 'jax.random.PRNGKey(1)', _FLAGS),
+  ('cql', '    seed=config.seed,\n', '', _FLAGS),
+  ('rem', 'parts.evaluation_seed(config.seed,', 'parts.evaluation_seed(1,', _FLAGS),
+  ('bcq', 'evaluation_seed(config.seed, progress.iteration)', 'evaluation_seed(config.seed, 1)',
+   _MAIN),
+  ('dqn', '    n_step=config.n_step,\n', '', _FLAGS),
+  ('qrdqn', '    discount=config.discount,\n', '', _FLAGS),
+  ('rem', '    max_abs_reward=config.max_abs_reward,\n', '', _FLAGS),
+  ('cql', '    max_rows_per_shard=config.max_rows_per_shard,\n', '', _FLAGS),
+  ('bcq', '    memory_gb=config.replay_memory_gb,\n', '', _FLAGS),
+  ('dqn', '    num_actions=num_actions,\n', '', _MAIN),
+  ('qrdqn', '    num_resident_shards=run.progress.num_resident_shards,\n', '', _MAIN),
+  ('rem', 'replay.cache_dir(config.replay_cache_dir)', 'replay.cache_dir(None)', _FLAGS),
+  ('cql', '    config.shards,\n', '', _FLAGS),
+  ('bcq', 'sticky_action_probability=config.sticky_action_probability,', '', _FLAGS),
+  ('dqn', '      seed=seed,', '      seed=0,', _MAIN),
+  ('qrdqn', 'eval_epsilon=config.eval_epsilon', 'eval_epsilon=0.001', _FLAGS),
+  ('rem', 'batch_size=config.batch_size', 'batch_size=32', _FLAGS),
+  ('cql', '=config.target_network_update_period', '=2_000', _FLAGS),
+  ('bcq', 'learner, environment, config.eval_steps', 'learner, environment, 125_000', _FLAGS),
+  ('dqn', 'progress, config.num_updates_per_iteration', 'progress, 62_500', _FLAGS),
+  ('qrdqn', 'learner.data = logs.resident(progress.iteration, config.num_iterations)',
+   'learner.data = data', _MAIN),
+  ('rem', 'logs.resident(progress.iteration, config.num_iterations)',
+   'logs.resident(1, config.num_iterations)', _MAIN),
+  ('cql', 'evaluation, logs.mean_episode_return', 'evaluation, 0.0', _MAIN),
+  ('bcq', '      run.save(learner, progress)\n  if', '  if', _MAIN),
+  ('rem', '    run.save(learner, progress)  # what was learnt', '    pass  # what was learnt',
+   'run_atari_test.py::test_a_run_goes_on_where_it_was_stopped'),
+  ('cql', 'agent_name=pathlib.Path(__file__).parent.name', "agent_name='dqn'", _FLAGS),
+  ('qrdqn', 'from . import agent', 'from offline_zoo.dqn import agent',
+   'test_a_directory_uses_its_own_files_and_no_other_agents'),
+  ('dqn', 'target_network_update_period: int = 2_000', 'target_network_update_period: int = 8_000',
+   _DEFAULTS),
+  ('qrdqn', 'learning_rate: float = 0.00005', 'learning_rate: float = 0.0005', _DEFAULTS),
+  ('bcq', 'target_network_update_period: int = 8_000', 'target_network_update_period: int = 2_000',
+   _DEFAULTS),
+  ('qrdqn', ' config.num_quantiles)', ' 200)', _FLAGS),
+  ('cql', ' config.num_quantiles)', ' 200)', _FLAGS),
+  ('cql', 'alpha=config.alpha', 'alpha=1.0', _FLAGS),
+  ('cql', 'double_q=config.double_q', 'double_q=False', _FLAGS),
+  ('rem', '(num_actions, config.num_heads)', '(num_actions, 200)', _FLAGS),
+  ('rem', 'num_mixtures=config.num_mixtures', 'num_mixtures=1', _FLAGS),
+  ('rem', 'ensemble=config.ensemble', 'ensemble=False', _FLAGS),
+  ('bcq', 'threshold=config.threshold', 'threshold=0.3', _FLAGS),
+  ('bcq', 'behaviour_weight=config.behaviour_weight', 'behaviour_weight=config.logits_penalty',
+   _FLAGS),
+  ('bcq', 'logits_penalty=config.logits_penalty', 'logits_penalty=config.behaviour_weight', _FLAGS),
+]  # fmt: skip
+
+# What only one agent has, and its own agent_test.py must notice: (agent, old text, new text, test).
+OWN = [
+  ('dqn', 'rlax.huber_loss(td_errors, delta=1.0)', 'jnp.square(td_errors)', 'test_a_loss_by_hand'),
+  ('dqn', 'network.apply(state.target_params, batch.s_t).q_values',
+   'network.apply(online_params, batch.s_t).q_values',
+   'test_an_update_is_a_gradient_step_on_the_loss'),
+  ('qrdqn', ' + 0.5) / num_quantiles', ' + 1.0) / num_quantiles', 'test_a_loss_by_hand'),
+  ('qrdqn', 'dist_q_target_t, dist_q_target_t, 1.0)', 'dist_q_target_t, dist_q_target_t, 0.0)',
+   'test_a_loss_by_hand'),
+  ('rem', 'random_mixtures(mixture_key,', 'random_mixtures(jax.random.PRNGKey(0),',
+   'test_mixtures_are_new_in_every_update_and_do_not_share_the_batchs_key'),
+  ('rem', 'random_mixtures(mixture_key,', 'random_mixtures(sample_key,',
+   'test_mixtures_are_new_in_every_update_and_do_not_share_the_batchs_key'),
+  ('rem', 'q_heads_target_t @ mixtures\n', 'q_heads_target_t @ mixtures[::-1]\n',
+   'test_losses_and_gradients_equal_batch_rls'),
+  ('rem', 'draws / jnp.sum(draws, axis=0, keepdims=True)', 'jax.nn.softmax(draws, axis=0)',
+   'test_mixtures_are_random_convex_combinations'),
+  ('rem', 'mixtures = jnp.eye(num_heads)', 'mixtures = jnp.ones((num_heads, 1)) / num_heads',
+   'test_an_update_is_a_gradient_step_on_the_loss'),
+  ('cql', 'td_losses + alpha * conservative_loss', 'td_losses + conservative_loss',
+   'test_losses_and_gradients_equal_recorded_ones'),
+  ('cql', 'if double_q else target_t', 'if not double_q else target_t',
+   'test_an_update_is_a_gradient_step_on_the_loss'),
+  ('cql', 'jax.nn.logsumexp(q_tm1, axis=-1) - ', 'jnp.max(q_tm1, axis=-1) - ',
+   'test_conservative_losses_equal_recorded_ones'),
+  ('bcq', '> jnp.log(threshold)', '>= jnp.log(threshold)',
+   'test_the_threshold_itself_is_not_allowed'),
+  ('bcq', '> jnp.log(threshold)', '> threshold - 1',
+   'test_masks_and_greedy_actions_equal_the_authors'),
+  ('bcq', '_t = masked_values(online_t.q_values, online_t.behaviour_logits, threshold)[0]',
+   '_t = online_t.q_values[0]', 'test_acting_obeys_the_mask'),
+  ('bcq', '+ logits_penalty * jnp.mean(', '+ logits_penalty * jnp.sum(',
+   'test_losses_and_gradients_equal_the_authors'),
+  ('bcq', '          online_t.q_values,\n', '          target_t.q_values,\n',
+   'test_an_update_is_a_gradient_step_on_the_loss'),
+]  # fmt: skip
+
+
+def all_edits() -> list[Edit]:
+  """All edits, in the order of the lists above."""
+  edits = [Edit(file, *edit) for file, of_file in EDITS.items() for edit in of_file]
+  for name, shared in (('agent', SHARED_IN_AGENT), ('run_atari', SHARED_IN_RUN_ATARI)):
+    for agent, old, new, test in shared:
+      test = test if '::' in test else f'agents_test.py::{test}'
+      edits.append(Edit(f'{agent}/{name}.py', old, new, f'{test}[{agent}]'))
+  for agent, old, new, test in OWN:
+    edits.append(Edit(f'{agent}/agent.py', old, new, f'{agent}/agent_test.py::{test}'))
+  return edits
+
+
+# What takes seconds to import, and is not ours.
+LIBRARIES = [
+  'ale_py', 'chex', 'cv2', 'gymnasium', 'haiku', 'numba', 'optax', 'orbax.checkpoint', 'psutil',
+  'pytest', 'rlax',
+]  # fmt: skip
+
+
+def run_pytest(directory: pathlib.Path, tests: list[str], output: pathlib.Path) -> None:
+  """Runs tests in a process of its own, and ends it with pytest's exit code."""
+  import pytest
+
+  os.setsid()  # so that what it starts can be killed with it
+  os.chdir(directory)
+  with open(output, 'w') as file:
+    for descriptor in (1, 2):
+      os.dup2(file.fileno(), descriptor)
+  sys.path.insert(0, str(directory))
+  os.environ['PYTHONPATH'] = str(directory)
+  nodes = [f'offline_zoo/{test}' for test in tests]
+  code = pytest.main(['-x', '-n', '0', '-p', 'no:cacheprovider', *nodes])
+  sys.stdout.flush()
+  os._exit(code)
+
+
+class Checkout:
+  """A copy of what the tests need, to be spoilt."""
+
+  def __init__(self, directory: pathlib.Path):
+    self._directory = directory
+    shutil.copytree(ROOT / 'offline_zoo', directory / 'offline_zoo')
+    shutil.copytree(ROOT / 'tests', directory / 'tests')
+    shutil.copy(ROOT / 'pyproject.toml', directory)
+
+  def run_tests(self, tests: list[str], seconds: float | None = None) -> tuple[int | None, str]:
+    """Runs tests up to the first that fails; returns pytest's exit code, None after a timeout."""
+    output = self._directory / 'output'
+    context = multiprocessing.get_context('forkserver')
+    process = context.Process(target=run_pytest, args=(self._directory, tests, output))
+    process.start()
+    process.join(seconds)
+    if process.exitcode is None and process.pid is not None:
+      os.killpg(process.pid, signal.SIGKILL)
+      process.join()
+      return None, ''
+    return process.exitcode, output.read_text()
+
+  def try_edit(self, edit: Edit, seconds: float) -> str:
+    """Applies an edit, runs its tests, takes it back; says what became of it."""
+    path = self._directory / 'offline_zoo' / edit.file
+    text = path.read_text()
+    if (count := text.count(edit.old)) != 1:
+      return f'STALE: its old text is there {count} times'
+    path.write_text(text.replace(edit.old, edit.new))
+    start = time.monotonic()
+    try:
+      code, output = self.run_tests([edit.test], seconds)
+    finally:
+      path.write_text(text)
+    took = f'{time.monotonic() - start:.0f} s'
+    if code is None:
+      return f'SLOW: not caught within {seconds:.0f} s'
+    if code == 0:
+      return f'SURVIVED, {took}'
+    # Else it is no careless edit but one that Python itself refuses, or there is no such test.
+    return f'caught, {took}' if code == 1 else f'BROKEN: pytest ended with {code}: {output[-300:]}'
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+  parser.add_argument('--processes', type=int, default=2, help='tests run at a time')
+  parser.add_argument('--seconds', type=float, default=60.0, help='within which to be caught')
+  parser.add_argument('--only', default='', help='edits whose file or test contains this')
+  parser.add_argument('--list', action='store_true', help='only lists the edits')
+  args = parser.parse_args()
+
+  edits = [e for e in all_edits() if args.only in e.file or args.only in e.test]
+  if args.list:
+    for edit in edits:
+      print(f'{edit.file}: {edit.old!r} -> {edit.new!r}: {edit.test}')
+    return
+  os.environ |= {'JAX_PLATFORMS': 'cpu', 'PYTHONDONTWRITEBYTECODE': '1'}
+  multiprocessing.get_context('forkserver').set_forkserver_preload(LIBRARIES)
+  with (
+    tempfile.TemporaryDirectory() as directory,
+    concurrent.futures.ThreadPoolExecutor(args.processes) as pool,
+  ):
+    checkouts: queue.Queue[Checkout] = queue.Queue()
+    for i in range(args.processes):
+      checkouts.put(Checkout(pathlib.Path(directory, str(i))))
+
+    def in_a_checkout(function):
+      checkout = checkouts.get()
+      try:
+        return function(checkout)
+      finally:
+        checkouts.put(checkout)
+
+    tests = list(dict.fromkeys(edit.test for edit in edits))
+    shares = [tests[i :: args.processes] for i in range(args.processes)]
+    for code, output in pool.map(lambda x: in_a_checkout(lambda c: c.run_tests(x)), shares):
+      if code:
+        sys.exit(f'{output}\nThe tests fail without an edit.')
+    print(f'{len(tests)} tests pass without an edit', flush=True)
+
+    verdicts = pool.map(lambda e: in_a_checkout(lambda c: c.try_edit(e, args.seconds)), edits)
+    bad = 0
+    for number, (edit, verdict) in enumerate(zip(edits, verdicts, strict=True), 1):
+      bad += not verdict.startswith('caught')
+      print(f'{number:3} {edit.file}: {edit.old!r} -> {edit.new!r}: {verdict}', flush=True)
+  print(f'{len(edits)} edits, {len(edits) - bad} caught, {bad} not')
+  sys.exit(bad > 0)
+
+
+if __name__ == '__main__':
+  main()
