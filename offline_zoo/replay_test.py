@@ -353,10 +353,10 @@ def test_arguments(logs):
 @pytest.mark.parametrize('column', ['observation', 'action', 'reward', 'terminal'])
 def test_the_checksum_is_of_every_column(tmp_path, column: str):
   shard = testing.make_shard(20)
-  dqn_replay.write_shard(tmp_path / 'before', 0, shard)
+  dqn_replay.ShardFiles(tmp_path / 'before', 0).write(shard)
   values = getattr(shard, column)
   changed = (12, 80, 3) if column == 'observation' else 12  # one pixel
   values[changed] = 1
-  dqn_replay.write_shard(tmp_path / 'after', 0, shard)
+  dqn_replay.ShardFiles(tmp_path / 'after', 0).write(shard)
   checksums = [replay.Logs(tmp_path / name).checksum for name in ('before', 'before', 'after')]
   assert checksums[0] == checksums[1] != checksums[2]

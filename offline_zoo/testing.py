@@ -138,7 +138,7 @@ def write_noise(directory: str | os.PathLike, num_shards: int) -> None:
       terminal=terminal,
       add_count=119,
     )
-    dqn_replay.write_shard(directory, index, shard)
+    dqn_replay.ShardFiles(directory, index).write(shard)
 
 
 def make_shard(num_rows: int, capacity: int | None = None, **columns) -> dqn_replay.Shard:
