@@ -156,8 +156,8 @@ def test_bad_values_are_named(agent, name, value):
 
 
 # Where each flag goes: (function, parameter, and if it is a part of what that is given, which). A
-# flag that is not listed goes to the network's, the agent's or the optimiser's parameter of its own
-# name.
+# flag that is not listed goes to a parameter of its own name, of one of OWN_NAMES.
+OWN_NAMES = ('Logs', 'AtariEnv', 'network', 'agent', 'optimizer')
 PLACES: dict[str, list[tuple]] = {
   'environment_name': [('AtariEnv', 'environment_name')],
   'replay_dir': [('Logs', 'replay_dir')],
@@ -291,10 +291,9 @@ def test_every_flag_arrives_under_its_name(agent, monkeypatch):
     config = distinctive(module.Config, flipped)
     with monkeypatch.context() as patch:
       spies = run_with_spies(module, config, patch)
-    own = ('network', 'agent', 'optimizer')
     for name in fields.keys() - ELSEWHERE:
       value = getattr(config, name)
-      for function, parameter, *which in PLACES.get(name, [(place, name) for place in own]):
+      for function, parameter, *which in PLACES.get(name, [(x, name) for x in OWN_NAMES]):
         if flipped and name == 'replay_dir':
           value = 'demo logs of pong'
         if flipped and name == 'replay_cache_dir':
@@ -306,7 +305,7 @@ def test_every_flag_arrives_under_its_name(agent, monkeypatch):
         if name in PLACES:
           assert given and len(given) == len(spies.arguments(function)), f'--{name} not given'
       if name not in PLACES:
-        seen = [x for place in own for x in spies.arguments(place) if name in x]
+        seen = [x for place in OWN_NAMES for x in spies.arguments(place) if name in x]
         assert seen, f'--{name} arrives nowhere'
     (made,) = spies.arguments('Results')
     assert made['config'] is config and made['agent_name'] == agent
