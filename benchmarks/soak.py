@@ -3,8 +3,11 @@
   python -m benchmarks.soak checkpoints --flips=200
   python -m benchmarks.soak kills --kills=50
   python -m benchmarks.soak starts --starts=50
+  python -m benchmarks.soak shards --mutations=5000
+  python -m benchmarks.soak cache --flips=200
 
-Runs are tiny ones of every agent, on CPU. The test suite does a little of the same.
+Runs are tiny ones of every agent, on CPU. The last two need none: see soak_logs.py. The test suite
+does a little of the same.
 """
 
 import argparse
@@ -27,6 +30,7 @@ from unittest import mock
 
 import numpy as np
 
+from benchmarks import soak_logs
 from offline_zoo import checkpoints, testing
 
 PACKAGE = pathlib.Path(checkpoints.__file__).parent
@@ -268,6 +272,8 @@ SOAKS = {
   'checkpoints': (flip_checkpoints, 'flips', 200),
   'kills': (kill_runs, 'kills', 50),
   'starts': (start_again, 'starts', 50),
+  'shards': (soak_logs.mutate_shards, 'mutations', 5000),
+  'cache': (soak_logs.flip_cache, 'flips', 200),
 }
 
 

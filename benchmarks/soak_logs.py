@@ -1,17 +1,6 @@
-"""Damages log shards and cache files, thousands of times: nothing wrong may pass in silence.
+"""Damaged log shards and cache files, for soak.py: nothing wrong may pass in silence."""
 
-  python -m benchmarks.soak_logs shards --mutations=5000
-  python -m benchmarks.soak_logs cache --flips=200
-
-`shards` changes a small shard's files, one in each mutation: bits, lengths, headers, contents,
-other files in its place. What comes of it must be the rows that Python's own gzip and NumPy read,
-or a refusal in one line that names the file, within seconds and little memory. `cache` flips a bit
-in a file of the cache: the replay must come out as it was, and the file be made anew.
-"""
-
-import argparse
 import collections
-import contextlib
 import gzip
 import io
 import itertools
@@ -19,9 +8,8 @@ import os
 import pathlib
 import resource
 import shutil
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -241,53 +229,42 @@ def _memory() -> int:
   return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def soak_shards(num_mutations: int, directory: pathlib.Path, seed: int = 0) -> dict[str, list[int]]:
-  """Mutates a shard so many times, each time as it was; returns [read, refused] by kind.
-
-  Raises:
-    AssertionError: a mutation was not dealt with as it should be; its seed is in the message.
-  """
-  write_logs(directory / 'good')
-  good = dqn_replay.open_shards(directory / 'good')
+def mutate_shards(num_mutations: int, scratch: pathlib.Path) -> list[str]:
+  """Mutates files of a shard, one each time: it is read as others read it, or refused in a line."""
+  write_logs(scratch / 'good')
+  good = dqn_replay.open_shards(scratch / 'good')
   others = [files.path(name) for files in good for name in _NAMES]
-  target = dqn_replay.ShardFiles(directory / 'mutated', good[0].number)
+  target = dqn_replay.ShardFiles(scratch / 'mutated', good[0].number)
+  faults = []
   outcomes: dict[str, list[int]] = collections.defaultdict(lambda: [0, 0])
+  first_memory = _memory()
   for number in range(num_mutations):
     shutil.rmtree(target.replay_dir, ignore_errors=True)
     os.mkdir(target.replay_dir)
     for name in _NAMES:
       shutil.copyfile(good[0].path(name), target.path(name))
-    kind, name = mutate(target, others, np.random.default_rng((seed, number)))
-    before, start = _memory(), time.monotonic()
+    kind, name = mutate(target, others, np.random.default_rng(number))
+    memory, start = _memory(), time.monotonic()
     try:
-      refused = check_shard(target)
-      seconds, grown = time.monotonic() - start, _memory() - before
-      # A bound for a slow machine, and the 64 MB that 2^24 actions may claim, and some.
+      outcomes[kind][check_shard(target)] += 1
+      seconds, grown = time.monotonic() - start, _memory() - memory
+      # Bounds for a slow machine, and for the 64 MB that 2^24 actions take, and some.
       assert seconds < 20, f'it took {seconds:.0f} s'
       assert grown < 250e6, f'it took {grown / 1e6:.0f} MB'
     except Exception as error:
-      raise AssertionError(f'mutation {number} of seed {seed}: {name}: {kind}: {error}') from error
-    outcomes[kind][refused] += 1
-  return outcomes
+      faults.append(f'mutation {number} of {name}, {kind}: {type(error).__name__}: {error}')
+  print('| mutation | read, and right | refused in a line |\n|---|---|---|')
+  for kind, (read, refused) in outcomes.items():
+    print(f'| {kind} | {read} | {refused} |')
+  read, refused = map(sum, zip(*outcomes.values(), strict=True))
+  print(f'| all | {read} | {refused} |')
+  print(f'memory grew by {(_memory() - first_memory) / 1e6:.0f} MB')
+  return faults
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-  verbosity = logging.get_verbosity()
-  logging.set_verbosity(logging.ERROR)
-  try:
-    yield
-  finally:
-    logging.set_verbosity(verbosity)
-
-
-def soak_cache(num_flips: int, directory: pathlib.Path, seed: int = 0) -> None:
-  """Flips so many bits in the cache's files, one at a time.
-
-  Raises:
-    AssertionError: the replay came out otherwise, or the file was not made anew.
-  """
-  replay_dir, cache = directory / 'good', directory / 'cache'
+def flip_cache(num_flips: int, scratch: pathlib.Path) -> list[str]:
+  """Flips single bits of the cache's files: the replay is as it was, and the file made anew."""
+  replay_dir, cache = scratch / 'logs', scratch / 'encoded'
   write_logs(replay_dir)
 
   def leaves() -> list[np.ndarray]:
@@ -297,45 +274,22 @@ def soak_cache(num_flips: int, directory: pathlib.Path, seed: int = 0) -> None:
   want = leaves()
   paths = sorted(cache.glob('*/*.shard'))
   good = [path.read_bytes() for path in paths]
-  assert len(paths) == len(dqn_replay.open_shards(replay_dir))
-  rng = np.random.default_rng(seed)
-  with _quiet():
-    for flip in range(num_flips):
-      position, bit = int(rng.integers(len(paths))), int(rng.integers(8))
-      damaged = bytearray(good[position])
-      damaged[rng.integers(len(damaged))] ^= 1 << bit
-      paths[position].write_bytes(damaged)
-      for got, array in itertools.zip_longest(leaves(), want):
-        assert got.dtype == array.dtype and np.array_equal(got, array), f'flip {flip}: rows differ'
-      assert [path.read_bytes() for path in paths] == good, f'flip {flip}: not made anew'
-
-
-def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__)
-  commands = parser.add_subparsers(dest='command', required=True)
-  shards = commands.add_parser('shards')
-  shards.add_argument('--mutations', type=int, default=5000)
-  cache = commands.add_parser('cache')
-  cache.add_argument('--flips', type=int, default=200)
-  for command in (shards, cache):
-    command.add_argument('--seed', type=int, default=0)
-  args = parser.parse_args()
-
-  before, start = _memory(), time.monotonic()
-  with tempfile.TemporaryDirectory() as directory:
-    if args.command == 'cache':
-      soak_cache(args.flips, pathlib.Path(directory), args.seed)
-      print(f'{args.flips} flips: every one found, its file made anew, all rows as they were')
-    else:
-      outcomes = soak_shards(args.mutations, pathlib.Path(directory), args.seed)
-      print('| mutation | read, and right | refused in a line |\n|---|---|---|')
-      for kind, (read, refused) in outcomes.items():
-        print(f'| {kind} | {read} | {refused} |')
-      read, refused = map(sum, zip(*outcomes.values(), strict=True))
-      print(f'| all | {read} | {refused} |')
-  seconds, grown = time.monotonic() - start, _memory() - before
-  print(f'{seconds:.0f} s; memory grew by {grown / 1e6:.0f} MB')
-
-
-if __name__ == '__main__':
-  main()
+  faults = [] if len(paths) == 4 else [f'{len(paths)} files in the cache']
+  rng = np.random.default_rng(0)
+  verbosity = logging.get_verbosity()
+  logging.set_verbosity(logging.ERROR)  # it warns of every flip
+  for flip in range(num_flips):
+    file, bit = int(rng.integers(len(paths))), int(rng.integers(8))
+    damaged = bytearray(good[file])
+    position = int(rng.integers(len(damaged)))
+    damaged[position] ^= 1 << bit
+    paths[file].write_bytes(damaged)
+    what = f'flip {flip}, byte {position} of {paths[file].name}'
+    for got, array in itertools.zip_longest(leaves(), want):
+      if got.dtype != array.dtype or not np.array_equal(got, array):
+        faults.append(f'{what}: rows differ')
+    if [path.read_bytes() for path in paths] != good:
+      faults.append(f'{what}: the file was not made anew')
+  logging.set_verbosity(verbosity)
+  print(f'{num_flips} flips in {len(paths)} files, {len(faults)} faults')
+  return faults

@@ -296,7 +296,9 @@ class ShardFiles:
           ):
             np.save(f, array, allow_pickle=False)
         except OSError as error:  # a full disk's does not say which file it was
-          raise OSError(f'{self.path(name)}: cannot be written: {error}') from error
+          raise OSError(
+            f'{self.path(name)}: cannot be written: {error.strerror or error}'
+          ) from error
       for name in arrays:
         os.replace(staged.path(name), self.path(name))
     finally:

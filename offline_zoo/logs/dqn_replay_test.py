@@ -358,7 +358,7 @@ def test_what_headers_claim_is_bounded(copy, begin: bytes, message: str):
     with pytest.raises(ValueError, match=message):
       replay.load(copy)
     assert tracemalloc.get_traced_memory()[1] < 20e6
-    assert time.process_time() - start < 1
+    assert time.process_time() - start < 5
   finally:
     tracemalloc.stop()
 
@@ -380,9 +380,10 @@ def test_orders_and_versions_are_read_as_numpy_reads_them(logs, copy, monkeypatc
   np.testing.assert_array_equal(whole, dqn_replay.ShardFiles(logs, 1).read().observation)
 
 
-def test_damaged_in_a_hundred_ways(tmp_path):
+def test_damaged_in_a_hundred_ways(tmp_path, capsys, soon):
   """A short run of the soak test: what is not refused is what other readers read."""
-  outcomes = soak_logs.soak_shards(100, tmp_path, seed=1)
-  read, refused = np.sum(list(outcomes.values()), axis=0)
+  assert soak_logs.mutate_shards(100, tmp_path) == []
+  (total,) = re.findall(r'\| all \| (\d+) \| (\d+) \|', capsys.readouterr().out)
+  read, refused = map(int, total)
   assert read + refused == 100
   assert read >= 5 and refused >= 60
