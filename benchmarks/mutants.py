@@ -483,6 +483,7 @@ def main() -> None:
     tempfile.TemporaryDirectory() as directory,
     concurrent.futures.ThreadPoolExecutor(args.processes) as pool,
   ):
+    os.environ['JAX_COMPILATION_CACHE_DIR'] = str(pathlib.Path(directory, 'compiled'))
     checkouts: queue.Queue[Checkout] = queue.Queue()
     for i in range(args.processes):
       checkouts.put(Checkout(pathlib.Path(directory, str(i))))

@@ -16,7 +16,9 @@ jax.config.update('jax_default_matmul_precision', 'float32')
 @pytest.fixture(scope='session', autouse=True)
 def compilation_cache(tmp_path_factory):
   """Many tests, and the programs that they start, compile the same; here each does it once."""
-  directory = str(tmp_path_factory.mktemp('compiled'))
+  directory = os.environ.get('JAX_COMPILATION_CACHE_DIR') or str(
+    tmp_path_factory.mktemp('compiled')
+  )
   for name, value in (
     ('jax_compilation_cache_dir', directory),
     ('jax_persistent_cache_min_compile_time_secs', 0.1),
