@@ -212,7 +212,7 @@ class Checkpoints:
   def save(self, state: Any, record: Any) -> None:
     """Saves a pytree of NumPy arrays, and a JSON-able record with it.
 
-    The whole one before is kept and all others are removed.
+    Of those before, the last that this object restored or saved is kept; others are removed.
 
     Raises:
       OSError: it could not be written; the ones before, if any, are still there.
