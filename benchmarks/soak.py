@@ -6,32 +6,32 @@
   python -m benchmarks.soak shards --mutations=5000
   python -m benchmarks.soak cache --flips=200
 
-Runs are tiny ones of every agent, on CPU. The last two need none: see soak_logs.py. The test suite
-does a little of the same.
+Runs are tiny ones of every agent, on CPU and on a small torso. The last two need none: see
+soak_logs.py. The test suite does a little of the same.
 """
 
 import argparse
 import collections
 import contextlib
 import csv
-import importlib
+import logging as std_logging
 import multiprocessing
-import multiprocessing.connection
 import os
 import pathlib
 import signal
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
 from typing import Any
 from unittest import mock
 
 import numpy as np
+from absl import logging
 
 from benchmarks import soak_logs
-from offline_zoo import checkpoints, testing
+from offline_zoo import checkpoints, networks, testing
 
 PACKAGE = pathlib.Path(checkpoints.__file__).parent
 AGENTS = sorted(path.parent.name for path in PACKAGE.glob('*/run_atari.py'))
@@ -61,27 +61,57 @@ def make_settings(directory: pathlib.Path, num_iterations: int) -> dict[str, Any
   }
 
 
-@contextlib.contextmanager
-def started(agent: str, settings: dict[str, Any]) -> Iterator[subprocess.Popen]:
-  """A run in a process of its own, which ends with the block."""
-  with subprocess.Popen(
-    [
-      *(sys.executable, '-m', f'offline_zoo.{agent}.run_atari'),
-      *(f'--{name}={value}' for name, value in settings.items()),
-    ],
-    cwd=PACKAGE.parent, stderr=subprocess.PIPE, text=True,
-  ) as process:  # fmt: skip
+def _run(agent: str, settings: dict[str, Any], sending: Connection) -> None:
+  """Runs an agent's `main` and sends what it logs; an error's line begins with `error`."""
+
+  class Handler(std_logging.Handler):
+    def emit(self, record):
+      sending.send(record.getMessage())
+
+  logging.set_verbosity(logging.INFO)
+  std_logging.getLogger('absl').handlers = [Handler()]
+  module = testing.run_atari(agent)
+  with mock.patch.object(networks, 'nature_torso', testing.small_torso):
     try:
-      yield process
-    finally:
-      process.kill()
+      module.main(module.Config(**testing.known_flags(module.Config, settings)))
+    except Exception as error:
+      sending.send(f'error: {type(error).__name__}: {error}')
+
+
+@contextlib.contextmanager
+def started(function: Callable[..., None], *args: Any) -> Iterator[tuple[Any, Connection]]:
+  """A process of `function(*args, sending)`, and the receiving end; it ends with the block.
+
+  It is a copy of one that has imported all already.
+  """
+  context = multiprocessing.get_context('forkserver')
+  context.set_forkserver_preload([f'offline_zoo.{agent}.run_atari' for agent in AGENTS])
+  receiving, sending = context.Pipe(duplex=False)
+  process = context.Process(target=function, args=(*args, sending), daemon=True)
+  process.start()
+  sending.close()
+  try:
+    yield process, receiving
+  finally:
+    process.kill()
+    process.join()
+
+
+def messages(receiving: Connection) -> Iterator[Any]:
+  """What a process sends until it ends."""
+  with contextlib.suppress(EOFError):
+    while True:
+      yield receiving.recv()
 
 
 def finish(agent: str, settings: dict[str, Any]) -> str:
   """Lets a run begin, or go on, and end; returns what went wrong."""
-  with started(agent, settings) as process:
-    _, errors = process.communicate()
-    return '' if process.returncode == 0 else f'{agent}: {errors.splitlines()[-1]}'
+  with started(_run, agent, settings) as (process, receiving):
+    errors = [message for message in messages(receiving) if message.startswith('error')]
+    process.join()
+    if errors or process.exitcode:
+      return f'{agent}: ended with {process.exitcode}: {" ".join(errors)}'
+  return ''
 
 
 def restored(settings: dict[str, Any]) -> checkpoints.Checkpoint | None:
@@ -143,7 +173,7 @@ def flip_checkpoints(num_flips: int, scratch: pathlib.Path) -> list[str]:
       (byte,) = file.read(1)
       file.seek(place)
       file.write(bytes([byte ^ bit]))
-    with mock.patch.object(checkpoints.logging, 'warning') as warning:
+    with mock.patch.object(logging, 'warning') as warning:
       try:
         got = restored(settings)
       except ValueError:
@@ -182,22 +212,21 @@ def kill_runs(num_kills: int, scratch: pathlib.Path) -> list[str]:
     rng = np.random.default_rng([*agent.encode()])
     done = 0  # iterations that must not be lost
     for _ in range(kills):
-      with started(agent, settings) as process:
+      with started(_run, agent, settings) as (process, receiving):
         # After the checkpoint is restored, or one or two iterations later; then at any moment of
         # compiling, learning, evaluating or saving.
         num_iterations = rng.integers(3)
-        assert process.stderr is not None
-        for line in process.stderr:
-          if 'iteration ' in line and ' of ' in line:  # which is then saved
-            done = max(done, int(line.split('iteration ')[1].split()[0]) - 1)
+        for line in messages(receiving):
+          if line.startswith('iteration '):  # which is then saved
+            done = max(done, int(line.split()[1]) - 1)
             num_iterations -= 1
-          if num_iterations < 0 or ('Checkpoint: ' in line and num_iterations == 0):
+          if num_iterations < 0 or (line.startswith('Checkpoint: ') and num_iterations == 0):
             break
         time.sleep(rng.uniform(0, 1))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        if process.returncode != -signal.SIGKILL:
-          faults.append(f'{agent}: ended by itself, with {process.returncode}')
+        process.kill()
+        process.join()
+        if process.exitcode != -signal.SIGKILL:
+          faults.append(f'{agent}: ended by itself, with {process.exitcode}')
       checkpoint = restored(settings)
       kept = len(checkpoint.record['progress']['rows']) if checkpoint else 0
       if kept < done:
@@ -210,26 +239,23 @@ def kill_runs(num_kills: int, scratch: pathlib.Path) -> list[str]:
 
 
 def _start_onto_saves(
-  agent: str,
-  settings: dict[str, Any],
-  num_starts: int,
-  sending: multiprocessing.connection.Connection,
+  agent: str, settings: dict[str, Any], num_starts: int, sending: Connection
 ) -> None:
   """Starts a run again whenever another process saves; sends how each start ended."""
-  module = importlib.import_module(f'offline_zoo.{agent}.run_atari')
-  config = module.Config(**settings)
+  module = testing.run_atari(agent)
+  config = module.Config(**testing.known_flags(module.Config, settings))
   saving = pathlib.Path(settings['results_csv_path']).with_name('checkpoint') / '.partial'
   rng = np.random.default_rng([*agent.encode()])
   sending.send('ready')
   for _ in range(num_starts):
     while not saving.exists():
       time.sleep(0.001)
-    time.sleep(rng.uniform(0, 0.1))
+    time.sleep(rng.uniform(0, 0.03))
     was_saving = saving.exists()
     try:
       module.main(config)
     except BlockingIOError:
-      sending.send('during a save' if was_saving else 'just after a save')
+      sending.send('refused during a save' if was_saving else 'refused just after a save')
     except BaseException as error:
       sending.send(f'fault: {type(error).__name__}: {error}')
     else:
@@ -244,20 +270,14 @@ def start_again(num_starts: int, scratch: pathlib.Path) -> list[str]:
   for agent in AGENTS:
     starts = len(range(AGENTS.index(agent), num_starts, len(AGENTS)))
     settings, undisturbed = (
-      make_settings(scratch / f'{agent}_{name}', starts + 3) for name in ('shared', 'undisturbed')
+      make_settings(scratch / f'{agent}_{name}', 2 * starts) for name in ('shared', 'undisturbed')
     )
-    receiving, sending = multiprocessing.Pipe(duplex=False)
-    second = multiprocessing.get_context('spawn').Process(
-      target=_start_onto_saves, args=(agent, settings, starts, sending), daemon=True
-    )
-    second.start()
-    receiving.recv()
-    error = finish(agent, settings)
-    outcomes: collections.Counter[str] = collections.Counter()
-    while receiving.poll(1):
-      outcomes[receiving.recv()] += 1
-    second.terminate()
-    second.join()
+    with started(_start_onto_saves, agent, settings, starts) as (_, receiving):
+      receiving.recv()
+      error = finish(agent, settings)
+      outcomes: collections.Counter[str] = collections.Counter()
+      while receiving.poll(1) and outcomes.total() < starts:
+        outcomes[receiving.recv()] += 1
     error = error or finish(agent, undisturbed)
     faults += [error] if error else differences(agent, settings, undisturbed)
     faults += [f'{agent}: {outcome}' for outcome in outcomes if outcome.startswith('fault')]
