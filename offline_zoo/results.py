@@ -33,14 +33,14 @@ _MAX_PATH_BYTES = 3840
 # Files.
 
 
-def _write_atomically(path: pathlib.Path, text: str) -> None:
+def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
   """Writes a file so that whoever looks, whenever, sees the old one or the new one, whole."""
   path.parent.mkdir(parents=True, exist_ok=True)
   partial = path.with_name(_PARTIAL)
   try:
     partial.unlink(missing_ok=True)
-    with open(partial, 'x', encoding='utf-8') as file:
-      file.write(text)
+    with open(partial, 'xb') as file:
+      file.write(content.encode() if isinstance(content, str) else content)
       file.flush()
       os.fsync(file.fileno())
     os.replace(partial, path)
@@ -130,7 +130,7 @@ class CsvWriter:
     writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator='\n')
     writer.writeheader()
     writer.writerows(rows)
-    _write_atomically(self.path, text.getvalue())
+    write_atomically(self.path, text.getvalue())
 
   def holds(self, environment_name: str, seed: int) -> bool:
     """Whether what is there, if anything, is such a file, of this game and seed."""
@@ -374,7 +374,7 @@ class Results:
     if not sessions or {name: sessions[-1].get(name) for name in session} != session:
       sessions.append({'from_iteration': iteration, **session})
     text = json.dumps({**self._identity, 'sessions': sessions}, indent=2)
-    _write_atomically(self._config_path, text + '\n')
+    write_atomically(self._config_path, text + '\n')
 
   def save(self, agent: parts.Learner, progress: parts.Progress) -> None:
     """Saves a checkpoint, then brings the CSV up to it.
