@@ -155,6 +155,8 @@ def check_experiment(config: Any) -> None:
   )  # fmt: skip
   check_in_unit_interval(config, 'eval_epsilon', 'sticky_action_probability')
   check(config, 'seed', 0 <= config.seed < 2**32, '0 or more, and less than 2^32')
+  kinds = ('last', 'all', 'best')
+  check(config, 'keep_checkpoints', config.keep_checkpoints in kinds, ', '.join(kinds))
 
 
 # What a program shows and keeps.

@@ -13,6 +13,7 @@ An agent is named by config.json beside its CSV, or else by the CSV's own name: 
 import dataclasses
 import itertools
 import math
+import os
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -263,12 +264,17 @@ def _import_plots():
   return plots
 
 
+def _write(path: pathlib.Path, content: bytes) -> None:
+  # A run may be writing in the same directory.
+  results.write_atomically(path, content, f'.report-{os.getpid()}.partial')
+
+
 def main(config: Config) -> None:
   paths = [pathlib.Path(path) for path in config.csv_paths]
   read = runs.read(paths)
   if config.report_dir is not None:
     for name, content in make_report(read, config.published, config.dark).items():
-      results.write_atomically(pathlib.Path(config.report_dir, name), content)
+      _write(pathlib.Path(config.report_dir, name), content)
     logging.info('Report: %s', pathlib.Path(config.report_dir, 'report.md'))
     return
   print('\n\n'.join(text_curve(seeds) for seeds in by_game_and_agent(read).values()), flush=True)
@@ -280,7 +286,7 @@ def main(config: Config) -> None:
       plots = _import_plots()
       with plots.theme(config.dark):
         picture = plots.save(plots.learning_curves(of_path, beside), 'png')
-      results.write_atomically(path.with_suffix('.png'), picture)
+      _write(path.with_suffix('.png'), picture)
       logging.info('Picture: %s', path.with_suffix('.png'))
 
 
