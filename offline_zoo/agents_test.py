@@ -85,6 +85,9 @@ EXPERIMENT = {
   'replay_memory_gb': None,
   'results_csv_path': None,
   'checkpoint_dir': None,
+  'keep_checkpoints': 'last',
+  'tensorboard_dir': None,
+  'video_dir': None,
   'seed': 1,
   'num_iterations': 200,
   'num_updates_per_iteration': 62_500,
@@ -146,6 +149,7 @@ def test_defaults_are_the_published_values(agent):
     ('adam_epsilon', -0.1),
     ('rmsprop_decay', 1.1),
     ('rmsprop_epsilon', -0.1),
+    ('keep_checkpoints', 'some'),
   ],
 )
 def test_bad_values_are_named(agent, name, value):
@@ -179,7 +183,10 @@ PLACES: dict[str, list[tuple]] = {
   'rmsprop_epsilon': [('optimizer', 'eps')],
 }
 # The whole Config is given to Results; the rest is program.run's.
-ELSEWHERE = {'results_csv_path', 'checkpoint_dir', 'jax_platform_name', 'debug'}
+ELSEWHERE = {
+  'results_csv_path', 'checkpoint_dir', 'keep_checkpoints', 'tensorboard_dir', 'video_dir',
+  'jax_platform_name', 'debug',
+}  # fmt: skip
 # Values that `distinctive` could not think of.
 DISTINCTIVE = {
   'environment_name': 'breakout',
@@ -245,6 +252,7 @@ def run_with_spies(module, config, monkeypatch) -> Spies:
   learner = types.SimpleNamespace()
   run = types.SimpleNamespace(
     progress=progress,
+    video_path='video',
     resume=spies.of('resume', lambda agent, logs: progress),
     save=spies.of('save', lambda agent, progress: spies.calls.append(('row', progress.rows[-1]))),
   )
@@ -253,7 +261,7 @@ def run_with_spies(module, config, monkeypatch) -> Spies:
     spies.calls.append(('data', {'data': agent.data, 'iteration': progress.iteration}))
     progress.add({'loss': 0.5}, num_updates, seconds=1.0)
 
-  def evaluate(agent, environment, eval_steps, rng_key, stop=None):
+  def evaluate(agent, environment, eval_steps, rng_key, stop=None, video_path=None):
     return {
       'eval_episode_return': 20.0, 'eval_num_episodes': 1, 'eval_frame_rate': 1.0,
       'eval_seconds': 1.0,
@@ -331,6 +339,7 @@ def test_main_passes_on_what_it_makes(agent, monkeypatch):
   assert [x['iteration'] for x in spies.arguments('evaluation_seed')] == iterations
   assert [x['seed'] for x in spies.arguments('AtariEnv')] == [0, 101, 102, 103]
   assert [x['rng_key'] for x in spies.arguments('evaluate')] == [f'key {i}' for i in iterations]
+  assert [x['video_path'] for x in spies.arguments('evaluate')] == ['video'] * 3
   rows = spies.arguments('row')
   assert [row['iteration'] for row in rows] == iterations
   assert {row['dataset_episode_return'] for row in rows} == {12.5}

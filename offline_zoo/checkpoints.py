@@ -1,10 +1,10 @@
-"""Checkpoints on disk: the last two of a run, each of them either whole or noticed not to be.
+"""Checkpoints on disk: the last two of a run or more, each either whole or noticed not to be.
 
 A checkpoint is a directory `step_<number>`, which appears by a rename when all of it is written:
 
   state/       the state's arrays, written by Orbax
-  record.json  a line with the SHA-256 of the rest; then, as JSON, a record of the caller's, the
-               SHA-256 of each file in state/, and each array's name, shape, dtype and SHA-256
+  record.json  a line with the SHA-256 of the rest; then, as JSON, the caller's record and score,
+               the SHA-256 of each file in state/, and each array's name, shape, dtype and SHA-256
 
 The files' checksums keep damaged bytes from Orbax, which they could make hang, take any amount of
 memory or give other numbers. The arrays' hold Orbax to giving back what it was given.
@@ -119,12 +119,13 @@ class Checkpoint(NamedTuple):
     return jax.tree.unflatten(jax.tree.structure(like), [self.arrays[name] for name, _ in expected])
 
 
-def _write(directory: pathlib.Path, state: Any, record: Any) -> None:
+def _write(directory: pathlib.Path, state: Any, record: Any, score: float | None) -> None:
   leaves = _names_and_leaves(state)
   with _checkpointer() as checkpointer:
     checkpointer.save(directory / 'state', {f'{i:04}': leaf for i, (_, leaf) in enumerate(leaves)})
   contents = {
     'record': record,
+    'score': score,
     'files': _file_checksums(directory / 'state'),
     'arrays': [_describe(*leaf) for leaf in leaves],
   }
@@ -135,11 +136,16 @@ def _write(directory: pathlib.Path, state: Any, record: Any) -> None:
     os.fsync(file.fileno())
 
 
-def _read(directory: pathlib.Path) -> Checkpoint:
+def _read_contents(directory: pathlib.Path) -> Any:
+  """What record.json holds."""
   checksum, _, text = read_text_file(directory / 'record.json').partition(b'\n')
   if hashlib.sha256(text).hexdigest().encode() != checksum:
     raise ValueError('record.json has another checksum')
-  contents = json.loads(text)
+  return json.loads(text)
+
+
+def _read(directory: pathlib.Path) -> Checkpoint:
+  contents = _read_contents(directory)
   files, expected = _file_checksums(directory / 'state'), contents['files']
   if files != expected:
     name, _ = min(files.items() ^ expected.items())
@@ -156,19 +162,21 @@ def _read(directory: pathlib.Path) -> Checkpoint:
 
 
 class Checkpoints:
-  """The last two checkpoints in a directory.
+  """The last two checkpoints in a directory, and more if asked for.
 
   A save is atomic: killed, or out of disk space, it leaves the checkpoints before it as they were.
   One process at a time may save; who does holds a lock.
   """
 
-  def __init__(self, directory: str | os.PathLike):
+  def __init__(self, directory: str | os.PathLike, keep: str = 'last'):
     """Touches nothing yet.
 
     Args:
       directory: made by the first save, if need be.
+      keep: 'last' keeps two; 'best' that with the highest score as well; 'all' every one.
     """
     self.directory = pathlib.Path(directory).absolute()
+    self._keep = keep
     self._newest: pathlib.Path | None = None  # that is known to be whole
 
   def _paths(self) -> dict[int, pathlib.Path]:
@@ -209,10 +217,49 @@ class Checkpoints:
       raise ValueError(f'{self.directory}: no checkpoint is whole: {"; ".join(damages)}')
     return None
 
-  def save(self, state: Any, record: Any) -> None:
+  def restore_one(self, which: str) -> Checkpoint:
+    """Reads one checkpoint.
+
+    Args:
+      which: a number, or 'best' for that with the highest score.
+
+    Raises:
+      ValueError: it is not there, or damaged.
+    """
+    paths = self._paths()
+    path = self._best() if which == 'best' else paths.get(int(which) if which.isdecimal() else 0)
+    if path is None:
+      there = ', '.join(map(str, paths)) or 'none'
+      raise ValueError(f'{self.directory}: no checkpoint {which}; there are: {there}')
+    try:
+      return _read(path)
+    except MemoryError:
+      raise
+    except Exception as error:
+      raise ValueError(f'{path}: damaged: {program.first_line(error)}') from error
+
+  def _best(self) -> pathlib.Path | None:
+    """The checkpoint with the highest score, the newest of such; None if there are no scores."""
+    scores: dict[float, pathlib.Path] = {}
+    for path in self._paths().values():
+      try:
+        scores[float(_read_contents(path)['score'])] = path
+      except MemoryError:
+        raise
+      except Exception:  # damaged, or not evaluated
+        continue
+    return scores[max(scores)] if scores else None
+
+  def save(self, state: Any, record: Any, score: float | None = None) -> None:
     """Saves a pytree of NumPy arrays, and a JSON-able record with it.
 
-    Of those before, the last that this object restored or saved is kept; others are removed.
+    Of those before, the last that this object restored or saved is kept; others are removed, but
+    for what `keep` says.
+
+    Args:
+      state: the pytree.
+      record: what else is to be known.
+      score: of the state's evaluation; None if it has not been evaluated.
 
     Raises:
       OSError: it could not be written; the ones before, if any, are still there.
@@ -228,7 +275,7 @@ class Checkpoints:
       with tempfile.TemporaryFile(dir=partial) as file:
         for array in jax.tree.leaves(state):
           file.write(bytes(array.nbytes))
-      _write(partial, state, record)
+      _write(partial, state, record, score)
       partial.rename(path)
     except Exception as error:  # TensorStore has its own kinds
       shutil.rmtree(partial, ignore_errors=True)
@@ -236,7 +283,8 @@ class Checkpoints:
         f'{self.directory}: could not write a checkpoint, an earlier one is untouched: '
         f'{program.first_line(error)}'
       ) from error
+    kept = {path, self._newest} | ({self._best()} if self._keep == 'best' else set())
     for other in self._paths().values():
-      if other not in (path, self._newest):
+      if self._keep != 'all' and other not in kept:
         shutil.rmtree(other, ignore_errors=True)
     self._newest = path

@@ -168,3 +168,37 @@ def test_a_disk_that_fills_up_under_orbax_leaves_the_last_checkpoint(tmp_path, m
   np.testing.assert_array_equal(restored.state(state(0))['w'], state(0.1)['w'])
   again.save(state(0.2), {'number': 3})
   assert again.restore().record == {'number': 3}
+
+
+@pytest.mark.parametrize(
+  'keep, kept',
+  [
+    ('last', ['1', '12', '23', '34', '45']),
+    ('all', ['1', '12', '123', '1234', '12345']),
+    # The fourth is of an iteration under way, and the fifth as good as the second.
+    ('best', ['1', '12', '23', '234', '45']),
+  ],
+)
+def test_which_checkpoints_are_kept(tmp_path, keep: str, kept: list[str]):
+  for number, score in enumerate([3.0, 7.0, 5.0, None, 7.0], start=1):
+    saved = checkpoints.Checkpoints(tmp_path, keep)
+    saved.restore()  # as another process does that goes on
+    saved.save(state(number), {'number': number}, score)
+    assert names(tmp_path) == [f'step_{i}' for i in kept[number - 1]]
+
+
+def test_a_checkpoint_is_found_by_its_number_or_score(tmp_path):
+  saved = checkpoints.Checkpoints(tmp_path, 'all')
+  for number, score in enumerate([3.0, 7.0, 5.0, None], start=1):
+    saved.save(state(number), {'number': number}, score)
+  for which, number in (('best', 2), ('3', 3), ('4', 4)):
+    found = checkpoints.Checkpoints(tmp_path).restore_one(which)
+    assert found.record == {'number': number}
+    np.testing.assert_array_equal(found.state(state(0))['w'], state(number)['w'])
+  for which in ('5', 'worst'):
+    with pytest.raises(ValueError, match=f'no checkpoint {which}; there are: 1, 2, 3, 4'):
+      saved.restore_one(which)
+  (tmp_path / 'step_2' / 'record.json').write_text('{')
+  assert saved.restore_one('best').record == {'number': 3}
+  with pytest.raises(ValueError, match=r'step_2: damaged: record\.json has another checksum'):
+    saved.restore_one('2')

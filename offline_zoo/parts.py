@@ -1,14 +1,18 @@
 """Acting and learning, as every experiment does them: run loop, evaluation, updates."""
 
+import contextlib
 import dataclasses
 import itertools
 import math
+import os
+import pathlib
 import signal
 import time
 import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Protocol
 
+import cv2
 import dm_env
 import jax
 import numpy as np
@@ -46,6 +50,12 @@ class Config(Protocol):
   def results_csv_path(self) -> str | None: ...
   @property
   def checkpoint_dir(self) -> str | None: ...
+  @property
+  def keep_checkpoints(self) -> str: ...
+  @property
+  def tensorboard_dir(self) -> str | None: ...
+  @property
+  def video_dir(self) -> str | None: ...
 
 
 class Agent(Protocol):
@@ -190,6 +200,66 @@ class StatisticsTracker:
     return {name: value / self._count for name, value in self._sums.items()}
 
 
+class VideoTracker:
+  """Records the first episode as it looks, at the game's own speed, as MP4.
+
+  Within a `with` block, at the end of which an episode that has not ended leaves nothing.
+  """
+
+  _FRAMES_PER_SECOND = 60
+  _SCALE = 2  # a coded pixel of colour then is a pixel of the game
+
+  def __init__(self, path: pathlib.Path):
+    """Writes nothing yet.
+
+    Args:
+      path: of the MP4 file; its directory is made if need be.
+    """
+    self._path = path
+    self._partial = path.with_name(f'.{path.stem}.partial.mp4')
+    self._writer: cv2.VideoWriter | None = None
+    self._num_frames = 0
+    self._finished = False
+
+  def __enter__(self) -> 'VideoTracker':
+    return self
+
+  def __exit__(self, *unused) -> None:
+    if self._writer is not None:
+      self._writer.release()
+    self._partial.unlink(missing_ok=True)
+
+  def step(self, environment, timestep: dm_env.TimeStep, agent, action) -> None:
+    """Adds a frame.
+
+    Raises:
+      OSError: the video cannot be written.
+    """
+    if self._finished:
+      return
+    frame = environment.render()[..., ::-1]  # OpenCV wants blue first
+    frame = frame.repeat(self._SCALE, axis=0).repeat(self._SCALE, axis=1)
+    if self._writer is None:
+      self._path.parent.mkdir(parents=True, exist_ok=True)
+      self._writer = cv2.VideoWriter(
+        str(self._partial), cv2.VideoWriter.fourcc(*'mp4v'), self._FRAMES_PER_SECOND,
+        (frame.shape[1], frame.shape[0]),
+      )  # fmt: skip
+    self._writer.write(frame)
+    self._num_frames += 1
+    if timestep.last():
+      self._writer.release()
+      # OpenCV tells of no error while it writes.
+      written = cv2.VideoCapture(str(self._partial)).get(cv2.CAP_PROP_FRAME_COUNT)
+      if written != self._num_frames:
+        raise OSError(f'{self._path}: the video could not be written; is the disk full?')
+      os.replace(self._partial, self._path)
+      self._finished = True
+
+  def get(self) -> dict[str, float]:
+    return {}
+
+
 def evaluation_seed(seed: int, iteration: int) -> tuple[int, jax.Array]:
   """Draws the emulator's seed and the agent's key for the evaluation after an iteration."""
   environment_seed, key_seed = np.random.SeedSequence((seed, iteration)).generate_state(2)
@@ -202,6 +272,7 @@ def evaluate(
   eval_steps: int,
   rng_key: jax.Array,
   stop: 'StopSignal | None' = None,
+  video_path: pathlib.Path | None = None,
 ) -> dict[str, float]:
   """Plays whole episodes until at least `eval_steps` agent steps are played.
 
@@ -211,14 +282,18 @@ def evaluate(
     eval_steps: agent steps, of four frames.
     rng_key: see `agent`.
     stop: leaves the evaluation when it is requested.
+    video_path: where to record the first episode, as MP4; None: nowhere.
 
   Returns:
     What the trackers say of the episodes, names beginning with `eval_`.
   """
   episodes = EpisodeTracker()
-  trackers = (episodes, FrameRateTracker(), StatisticsTracker())
+  trackers: list[Any] = [episodes, FrameRateTracker(), StatisticsTracker()]
   agent.reset(rng_key)
-  with program.progress_bar(eval_steps, 'evaluating', 'step') as bar:
+  with contextlib.ExitStack() as stack:
+    bar = stack.enter_context(program.progress_bar(eval_steps, 'evaluating', 'step'))
+    if video_path is not None:
+      trackers.append(stack.enter_context(VideoTracker(video_path)))
     for step in run_loop(agent, environment):
       for tracker in trackers:
         tracker.step(*step)

@@ -2,8 +2,10 @@
 
 import dataclasses
 import os
+import resource
 import signal
 
+import cv2
 import dm_env
 import jax
 import jax.numpy as jnp
@@ -129,6 +131,60 @@ def test_evaluation_ends_an_episode_after_half_an_hour_of_play():
   assert result['eval_num_episodes'] == 1
   assert result['eval_episode_return'] == 108_000 * 108_001 / 2  # 60 frames a second
   assert result['eval_episode_clipped_return'] == 27_000
+
+
+class Painting(Counting):
+  """Shows frame n as a red wall, a green one, and grey that brightens with n."""
+
+  def render(self) -> np.ndarray:
+    picture = np.zeros((210, 160, 3), np.uint8)
+    picture[:70, :, 0] = picture[70:140, :, 1] = 200
+    picture[140:] = 20 * self._frame
+    return picture
+
+
+def test_the_first_episode_is_recorded_in_its_colours(tmp_path):
+  path = tmp_path / 'new' / '1.mp4'
+  environment = Painting(10)
+  parts.evaluate(Echo(), environment, 4, jax.random.PRNGKey(0), video_path=path)
+  video = cv2.VideoCapture(str(path))
+  assert video.get(cv2.CAP_PROP_FPS) == 60
+  frames = [video.read()[1] for _ in range(11)]
+  assert not video.read()[0]  # neither of the second episode
+  for number, frame in enumerate(frames):
+    assert frame.shape == (420, 320, 3)
+    picture = frame[1::2, 1::2, ::-1].astype(int)
+    assert np.abs(picture[5:65] - [200, 0, 0]).mean() < 8
+    assert np.abs(picture[75:135] - [0, 200, 0]).mean() < 8
+    assert np.abs(picture[145:205] - 20 * number).mean() < 8
+  assert os.listdir(path.parent) == ['1.mp4']
+
+
+def test_a_signal_leaves_no_half_a_video(tmp_path):
+  class Stops:
+    calls = 0
+
+    def check(self):
+      self.calls += 1
+      if self.calls == 5:
+        assert os.listdir(tmp_path) == ['.1.partial.mp4']
+        raise KeyboardInterrupt
+
+  with pytest.raises(KeyboardInterrupt):
+    parts.evaluate(Echo(), Painting(), 4, jax.random.PRNGKey(0), Stops(), tmp_path / '1.mp4')
+  assert os.listdir(tmp_path) == []
+
+
+def test_a_full_disk_leaves_no_half_a_video(tmp_path):
+  """Files of at most a hundred bytes."""
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+  try:
+    with pytest.raises(OSError, match=r'1\.mp4: the video could not be written'):
+      parts.evaluate(Echo(), Painting(), 4, jax.random.PRNGKey(0), None, tmp_path / '1.mp4')
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+  assert os.listdir(tmp_path) == []
 
 
 def test_evaluation_seeds_differ():

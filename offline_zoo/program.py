@@ -76,28 +76,33 @@ def _help_texts(config_class: type) -> dict[str, tuple[str, str]]:
   return texts
 
 
-def define_flags(config_class: type) -> list[str]:
+def define_flags(config_class: type, arguments: str | None = None) -> list[str]:
   """Defines an absl flag for each field of a Config dataclass; returns the names of their groups.
 
   The flag has the field's name and default; its help text and group are comments in the class, see
   `dqn/run_atari.py`. Types are int, float, bool, str and tuple[int, ...] (a comma-separated list),
-  each also with `| None`, for which a number's flag takes the word none.
+  each also with `| None`, for which a number's flag takes the word none. The field `arguments`, if
+  any, has no flag.
   """
   texts = _help_texts(config_class)
   for field in dataclasses.fields(config_class):
+    if field.name == arguments:
+      continue
     group, text = texts.get(field.name, ('Flags', ''))
     flags.DEFINE_flag(_make_flag(field.name, field.type, field.default, text), module_name=group)
   return list(dict.fromkeys(group for group, _ in texts.values()))
 
 
-def config_from_flags(config_class: type) -> Any:
-  """Makes the Config that the parsed flags ask for.
+def config_from_flags(config_class: type, **arguments: tuple[str, ...]) -> Any:
+  """Makes the Config that the parsed flags ask for, with a field of `arguments` that are no flags.
 
   Raises:
     ValueError: a flag has an empty value, or a list flag holds something other than integers.
   """
-  values = {}
+  values: dict[str, Any] = {**arguments}
   for field in dataclasses.fields(config_class):
+    if field.name in arguments:
+      continue
     value = flags.FLAGS[field.name].value
     if value == '':
       raise ValueError(f'--{field.name}=: expected a value, got nothing')
@@ -150,6 +155,8 @@ def check_experiment(config: Any) -> None:
   )  # fmt: skip
   check_in_unit_interval(config, 'eval_epsilon', 'sticky_action_probability')
   check(config, 'seed', 0 <= config.seed < 2**32, '0 or more, and less than 2^32')
+  kinds = ('last', 'all', 'best')
+  check(config, 'keep_checkpoints', config.keep_checkpoints in kinds, ', '.join(kinds))
 
 
 # What a program shows and keeps.
@@ -221,14 +228,20 @@ def _parse(argv: list[str], groups: list[str]) -> list[str]:
   return app.parse_flags_with_usage(argv)
 
 
-def run(main: Callable[[Any], None], config_class: type) -> None:
+def run(main: Callable[[Any], None], config_class: type, *, arguments: str | None = None) -> None:
   """Runs a program's `main(config)` with a Config from the command line.
+
+  Args:
+    main: the program. JAX is set up before it if the Config has `jax_platform_name`.
+    config_class: a dataclass with a field `debug`, whose fields become flags.
+    arguments: its field, a tuple of strings, for what is on the command line and no flag; without
+      one, there may be nothing of the kind.
 
   What is wrong with the input (ValueError, OSError), with the learning (FloatingPointError) or with
   the machine's memory ends the program with one line and exit code 1; `--debug` shows the traceback
   as well.
   """
-  groups = define_flags(config_class)
+  groups = define_flags(config_class, arguments)
 
   def start(argv: list[str]) -> None:
     # An exit, rather than sudden death, so that half-written files are removed.
@@ -237,12 +250,15 @@ def run(main: Callable[[Any], None], config_class: type) -> None:
     message = None
     try:
       signal.signal(signal.SIGINT, signal.default_int_handler)  # see offline_zoo/__init__.py
-      if len(argv) > 1:
+      if len(argv) > 1 and arguments is None:
         raise ValueError(f'expected flags only, got {" ".join(argv[1:])}')
-      config = config_from_flags(config_class)
+      config = config_from_flags(
+        config_class, **({arguments: tuple(argv[1:])} if arguments else {})
+      )
       if not config.debug:
         logging.get_absl_handler().addFilter(_is_for_users)
-      _set_up_jax(getattr(config, 'jax_platform_name', None))
+      if hasattr(config, 'jax_platform_name'):
+        _set_up_jax(config.jax_platform_name)
       main(config)
     except (FloatingPointError, MemoryError, OSError, ValueError, jax.errors.JaxRuntimeError) as e:
       if flags.FLAGS.debug:

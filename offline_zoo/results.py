@@ -14,6 +14,7 @@ import platform
 import stat
 import subprocess
 import tempfile
+import time
 from typing import Any
 
 import jax
@@ -33,14 +34,26 @@ _MAX_PATH_BYTES = 3840
 # Files.
 
 
-def _write_atomically(path: pathlib.Path, text: str) -> None:
-  """Writes a file so that whoever looks, whenever, sees the old one or the new one, whole."""
+def write_atomically(
+  path: pathlib.Path, content: str | bytes, partial_name: str = _PARTIAL
+) -> None:
+  """Writes a file so that whoever looks, whenever, sees the old one or the new one, whole.
+
+  Args:
+    path: of the file; its directory is made if need be.
+    content: text becomes UTF-8.
+    partial_name: of the file until it is whole; who does not hold the directory's lock must give
+      one of its own.
+
+  Raises:
+    OSError: it could not be written.
+  """
   path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_name(_PARTIAL)
+  partial = path.with_name(partial_name)
   try:
     partial.unlink(missing_ok=True)
-    with open(partial, 'x', encoding='utf-8') as file:
-      file.write(text)
+    with open(partial, 'xb') as file:
+      file.write(content.encode() if isinstance(content, str) else content)
       file.flush()
       os.fsync(file.fileno())
     os.replace(partial, path)
@@ -130,7 +143,7 @@ class CsvWriter:
     writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator='\n')
     writer.writeheader()
     writer.writerows(rows)
-    _write_atomically(self.path, text.getvalue())
+    write_atomically(self.path, text.getvalue())
 
   def holds(self, environment_name: str, seed: int) -> bool:
     """Whether what is there, if anything, is such a file, of this game and seed."""
@@ -145,6 +158,50 @@ class CsvWriter:
       len(row) == len(header) and row[:3] == [environment_name, str(seed), str(i)]
       for i, row in enumerate(rows, 1)
     )
+
+
+class TensorBoard:
+  """Keeps TensorBoard's scalars equal to a list of rows; see `CsvWriter`.
+
+  A row's numbers stand at its `num_updates`. Each process begins a new file of events, with all
+  rows, which makes TensorBoard forget those of the files before it.
+  """
+
+  def __init__(self, directory: pathlib.Path):
+    """Writes nothing yet.
+
+    Raises:
+      ValueError: tensorboardX is not installed.
+    """
+    try:
+      from tensorboardX import event_file_writer, summary
+      from tensorboardX.proto import event_pb2
+    except ModuleNotFoundError as error:
+      raise ValueError(
+        f'--tensorboard_dir: needs {error.name}, which the extra `tensorboard` installs: '
+        "pip install -e '.[tensorboard]'"
+      ) from error
+    self._event, self._scalar = event_pb2.Event, summary.scalar
+    # Not tensorboardX's SummaryWriter, whose thread writes when it likes.
+    self._make_writer = event_file_writer.EventsWriter
+    self._directory = directory
+    self._writer: Any = None
+    self._num_rows = 0
+
+  def write(self, rows: list[dict[str, Any]]) -> None:
+    """Adds the rows that are new since the last call."""
+    if self._writer is None:
+      self._directory.mkdir(parents=True, exist_ok=True)
+      self._writer = self._make_writer(str(self._directory / 'events'), f'.{os.getpid()}')
+      self._writer.write_event(self._event(step=0, session_log={'status': 'START'}))
+    for row in rows[self._num_rows :]:
+      for name, value in row.items():
+        if isinstance(value, int | float) and name not in _FIRST_COLUMNS:
+          scalar = self._scalar(name, value)
+          event = self._event(wall_time=time.time(), step=row['num_updates'], summary=scalar)
+          self._writer.write_event(event)
+    self._writer.flush()
+    self._num_rows = len(rows)
 
 
 def _member(place: pathlib.Path, stored: Any, name: str) -> Any:
@@ -200,7 +257,7 @@ class Results:
   # Flags that may have other values when a run is resumed.
   _FREE = (
     'checkpoint_dir', 'debug', 'jax_platform_name', 'num_iterations', 'replay_cache_dir',
-    'replay_dir', 'replay_memory_gb', 'results_csv_path',
+    'replay_dir', 'replay_memory_gb', 'results_csv_path', 'tensorboard_dir', 'video_dir',
   )  # fmt: skip
 
   def __init__(self, config: parts.Config, agent_name: str):
@@ -218,16 +275,24 @@ class Results:
       BlockingIOError: another run writes there.
       OSError: the results or the checkpoints cannot be where the flags say.
     """
-    default = pathlib.Path('runs', agent_name, config.environment_name, str(config.seed))
-    self._csv = CsvWriter(config.results_csv_path or default / 'results.csv')
+    below = pathlib.Path(agent_name, config.environment_name, str(config.seed))
+    self._csv = CsvWriter(config.results_csv_path or 'runs' / below / 'results.csv')
     self._config_path = self._csv.path.with_name('config.json')
     self._checkpoints = checkpoints.Checkpoints(
       _check_path(
         'checkpoint_dir',
         config.checkpoint_dir or self._csv.path.with_name('checkpoint'),
         is_directory=True,
-      )
+      ),
+      config.keep_checkpoints,
     )
+    self._video_dir: pathlib.Path | None = None
+    if config.video_dir is not None:
+      self._video_dir = _check_path('video_dir', config.video_dir, is_directory=True) / below
+    self._tensorboard: TensorBoard | None = None
+    if config.tensorboard_dir is not None:
+      directory = _check_path('tensorboard_dir', config.tensorboard_dir, is_directory=True)
+      self._tensorboard = TensorBoard(directory / below)
     self._directories = (self._csv.path.parent, self._checkpoints.directory)
     self._check_paths_are_apart()
     # As JSON gives it back, so that a stored one compares equal.
@@ -324,6 +389,11 @@ class Results:
       '--checkpoint_dir and --results_csv_path'
     )
 
+  @property
+  def video_path(self) -> pathlib.Path | None:
+    """Says where to record the evaluation of the iteration under way; None: nowhere."""
+    return self._video_dir and self._video_dir / f'{self.progress.iteration}.mp4'
+
   def resume(self, agent: parts.Learner, logs: replay.Logs) -> parts.Progress:
     """Brings the agent and the files to where the checkpoint was; else to the beginning.
 
@@ -355,7 +425,7 @@ class Results:
     self._check_nothing_is_overwritten()
     if checkpoint is not None:
       agent.set_state(state)
-    self._csv.write(progress.rows)
+    self._write_rows(progress.rows)
     self._write_config(progress.iteration)
     logging.info('Device: %s', jax.devices()[0].device_kind)
     logging.info('Results: %s', self._csv.path)
@@ -374,7 +444,7 @@ class Results:
     if not sessions or {name: sessions[-1].get(name) for name in session} != session:
       sessions.append({'from_iteration': iteration, **session})
     text = json.dumps({**self._identity, 'sessions': sessions}, indent=2)
-    _write_atomically(self._config_path, text + '\n')
+    write_atomically(self._config_path, text + '\n')
 
   def save(self, agent: parts.Learner, progress: parts.Progress) -> None:
     """Saves a checkpoint, then brings the CSV up to it.
@@ -391,8 +461,15 @@ class Results:
           f'iteration {progress.iteration}; the last checkpoint is from before'
         )
     record = {'identity': self._identity, 'progress': dataclasses.asdict(progress)}
-    self._checkpoints.save(state, record)
-    self._csv.write(progress.rows)
+    evaluated = bool(progress.rows) and not progress.num_updates
+    score = progress.rows[-1]['eval_episode_return'] if evaluated else None
+    self._checkpoints.save(state, record, score)
+    self._write_rows(progress.rows)
+
+  def _write_rows(self, rows: list[dict[str, Any]]) -> None:
+    self._csv.write(rows)
+    if self._tensorboard is not None:
+      self._tensorboard.write(rows)
 
 
 def _session() -> dict[str, Any]:

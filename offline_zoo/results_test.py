@@ -8,10 +8,13 @@ import hashlib
 import json
 import os
 import pathlib
+import sys
+import time
 import types
 
 import numpy as np
 import pytest
+from tensorboardX.proto import event_pb2
 
 from offline_zoo import checkpoints, results
 
@@ -72,6 +75,9 @@ class Config:
   num_updates_per_iteration: int = 4
   eval_steps: int = 1
   learning_rate: float = 0.1
+  keep_checkpoints: str = 'last'
+  tensorboard_dir: str | None = None
+  video_dir: str | None = None
 
 
 class Learner:
@@ -103,6 +109,7 @@ def go_on(config: Config, num_iterations: int = 1):
     row = {
       'environment_name': 'pong', 'seed': config.seed, 'iteration': progress.iteration,
       'num_updates': 4 * progress.iteration, 'frame': 64 * progress.iteration, 'loss': 0.5,
+      'eval_episode_return': -progress.iteration,
     }  # fmt: skip
     progress.rows.append(row)
     run.save(learner, progress)
@@ -441,3 +448,55 @@ def test_a_disk_without_space_for_a_checkpoint_is_named(config, monkeypatch):
   monkeypatch.setattr(checkpoints.tempfile, 'TemporaryFile', full_disk)
   with pytest.raises(OSError, match=r'^/.*/run/checkpoint: .*No space left on device'):
     run.save(learner, progress)
+
+
+# What else a run may leave.
+
+
+def scalars(directory: pathlib.Path) -> list[tuple[str, float, float | None]]:
+  """Reads TensorBoard's files: (tag, step, value); no tag where what is after step is forgotten."""
+  found = []
+  for path in sorted(directory.iterdir()):
+    content = path.read_bytes()
+    while content:  # length [8], its checksum [4], an event, its checksum [4]
+      length = int.from_bytes(content[:8], 'little')
+      event = event_pb2.Event.FromString(content[12 : 12 + length])
+      content = content[16 + length :]
+      if event.HasField('session_log'):
+        found.append(('', event.step, None))
+      found += [(value.tag, event.step, value.simple_value) for value in event.summary.value]
+  return found
+
+
+def test_tensorboard_has_the_rows(tmp_path):
+  rows = [
+    {'environment_name': 'pong', 'seed': 1, 'iteration': i, 'num_updates': 10 * i, 'loss': i / 4,
+     'normalized_return': None}
+    for i in (1, 2, 3)
+  ]  # fmt: skip
+  writer = results.TensorBoard(tmp_path / 'new')
+  assert not (tmp_path / 'new').exists()
+  writer.write(rows[:1])
+  writer.write(rows[:2])
+  first = [('', 0, None), ('loss', 10, 0.25), ('loss', 20, 0.5)]
+  assert scalars(tmp_path / 'new') == first
+  # Another process, after a kill: what there was is forgotten and written again.
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(time, 'time', lambda: 2e9)  # and later, which its file's name says
+    results.TensorBoard(tmp_path / 'new').write(rows)
+  assert scalars(tmp_path / 'new') == [*first, *first, ('loss', 30, 0.75)]
+
+
+def test_tensorboard_without_its_package(tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, 'tensorboardX', None)
+  with pytest.raises(ValueError, match='--tensorboard_dir: needs tensorboardX, which the extra'):
+    results.TensorBoard(tmp_path)
+
+
+def test_a_kept_score_is_of_the_state_that_was_evaluated(config, tmp_path):
+  """Iteration i evaluates at -i: the first is the best."""
+  go_on(dataclasses.replace(config, keep_checkpoints='best'), 4)
+  kept = sorted(path.name for path in (tmp_path / 'run' / 'checkpoint').glob('step_*'))
+  assert kept == ['step_1', 'step_3', 'step_4']
+  best = checkpoints.Checkpoints(tmp_path / 'run' / 'checkpoint').restore_one('best')
+  assert best.arrays["['w']"].tolist() == [1, 1, 1]

@@ -215,6 +215,22 @@ def test_results(agent, undisturbed):
   assert set(config['sessions'][0]['versions']) > {'jax', 'numpy', 'ale-py'}
 
 
+@one_agent
+def test_what_else_a_run_may_leave_does_not_disturb_it(agent, settings, undisturbed, tmp_path):
+  settings |= {
+    'num_iterations': 3, 'keep_checkpoints': 'all',
+    'tensorboard_dir': str(tmp_path / 'board'), 'video_dir': str(tmp_path / 'video'),
+  }  # fmt: skip
+  run_here(agent, settings)
+  assert rows(settings) == undisturbed(agent)[1][:3]
+  run = pathlib.Path(settings['results_csv_path']).parent
+  assert {'step_1', 'step_2', 'step_3'} < set(os.listdir(run / 'checkpoint'))
+  below = pathlib.Path(agent, 'breakout', '3')
+  assert sorted(os.listdir(tmp_path / 'video' / below)) == ['1.mp4', '2.mp4', '3.mp4']
+  (events,) = (tmp_path / 'board' / below).iterdir()
+  assert events.read_bytes().count(b'eval_episode_return') == 3
+
+
 # Resumption, bit for bit.
 
 
@@ -310,6 +326,8 @@ def test_sigterm_ends_the_program_cleanly(agent, settings):
     ({'environment_name': 'brekout'}, "unknown game 'brekout'; did you mean 'breakout'"),
     ({'replay_dir': '/nowhere/logs'}, '/nowhere/logs: no such replay directory'),
     ({'shards': (0, 9)}, r'no shards \[9\]'),
+    ({'tensorboard_dir': '/proc/none'}, '--tensorboard_dir=/proc/none: cannot be written'),
+    ({'video_dir': '/proc/none'}, '--video_dir=/proc/none: cannot be written'),
   ],
 )
 @one_agent
@@ -332,9 +350,9 @@ def test_logs_of_another_game(agent, settings, tmp_path):
 # What may change while a run is under way: where its files are, its length, and the machine.
 FREE_FLAGS = {
   'replay_dir', 'replay_cache_dir', 'replay_memory_gb', 'results_csv_path', 'checkpoint_dir',
-  'num_iterations', 'jax_platform_name', 'debug',
+  'tensorboard_dir', 'video_dir', 'num_iterations', 'jax_platform_name', 'debug',
 }  # fmt: skip
-OTHERS = {'environment_name': 'pong', 'shards': (1,)}
+OTHERS = {'environment_name': 'pong', 'shards': (1,), 'keep_checkpoints': 'all'}
 
 
 @one_agent
@@ -364,6 +382,8 @@ def test_what_may_change_on_resumption(agent, after_one, undisturbed, tmp_path):
     'replay_memory_gb': 1.0,  # six shards would fit, but the run goes on with two at a time
     'results_csv_path': tmp_path / 'moved' / 'results.csv',
     'checkpoint_dir': tmp_path / 'moved' / 'checkpoint',
+    'tensorboard_dir': tmp_path / 'board',
+    'video_dir': tmp_path / 'video',
     'num_iterations': 2,
     'jax_platform_name': 'cpu',
     'debug': True,

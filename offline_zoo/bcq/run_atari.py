@@ -34,6 +34,9 @@ class Config:
 
   results_csv_path: str | None = None  # default: runs/<agent>/<game>/<seed>/results.csv
   checkpoint_dir: str | None = None  # default: checkpoint, beside the CSV
+  keep_checkpoints: str = 'last'  # two; best: also that of the best evaluation; all: every one
+  tensorboard_dir: str | None = None  # gets the CSV's columns too, in <agent>/<game>/<seed>
+  video_dir: str | None = None  # gets an evaluation episode an iteration, in <agent>/<game>/<seed>
 
   # Protocol
 
@@ -134,7 +137,9 @@ def main(config: Config) -> None:
       parts.learn_iteration(learner, progress, config.num_updates_per_iteration, stop)
       environment_seed, act_key = parts.evaluation_seed(config.seed, progress.iteration)
       environment = make_environment(environment_seed)
-      evaluation = parts.evaluate(learner, environment, config.eval_steps, act_key, stop)
+      evaluation = parts.evaluate(
+        learner, environment, config.eval_steps, act_key, stop, run.video_path
+      )
       progress.finish_iteration(config, evaluation, logs.mean_episode_return)
       run.save(learner, progress)
   if stop.requested:

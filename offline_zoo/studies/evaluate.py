@@ -1,0 +1,211 @@
+"""Evaluates what a run has learnt: its score, a video, and how often it does what was logged.
+
+  python -m offline_zoo.studies.evaluate --checkpoint_dir=runs/cql/freeway/1/checkpoint
+
+The agent and its flags are those that the checkpoint holds. Each episode is a function of --seed
+and of its number.
+
+Agreement is between the agent, which acts as in evaluation, random actions included, and the logs,
+in states drawn uniformly from the logs' valid rows. A policy that always does the most frequent
+action agrees in all of that action's states and in none else.
+"""
+
+import dataclasses
+import importlib
+import os
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+
+from offline_zoo import atari_data, atari_env, checkpoints, parts, program, replay
+from offline_zoo.logs import demo
+from offline_zoo.studies import statistics
+
+_BATCH_SIZE = 100  # states
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """What to evaluate and how; each field is a flag."""
+
+  checkpoint_dir: str | None = None  # of a run; beside its CSV unless that said otherwise
+  checkpoint: str = 'last'  # last; best, by the run's own evaluations; or 7 for step_7
+  episodes: int = 20  # whole ones to play
+  video_path: str | None = None  # where to record the first episode, as MP4
+  num_states: int = 10_000  # logged states to compare actions in; 0: none
+  replay_dir: str | None = None  # the logs to compare with; default: the run's own
+  seed: int = 0  # of episodes and states
+  jax_platform_name: str | None = None  # cpu or cuda; default: JAX's choice
+  debug: bool = False  # tracebacks for errors
+
+  def __post_init__(self):
+    program.check(self, 'checkpoint_dir', self.checkpoint_dir is not None, 'the directory of a run')
+    program.check_positive(self, 'episodes')
+    program.check_not_negative(self, 'num_states', 'seed')
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+  """An agent as a checkpoint has it.
+
+  Attributes:
+    name: of the agent.
+    config: its flags.
+    environment: its game.
+    agent: acts as in evaluation.
+    num_updates: that it has made.
+  """
+
+  name: str
+  config: Any
+  environment: atari_env.AtariEnv
+  agent: parts.Learner
+  num_updates: int
+
+
+def restore(checkpoint_dir: str | os.PathLike, which: str = 'last') -> Trained:
+  """Makes the agent of a run as a checkpoint has it; it needs no logs for that.
+
+  Args:
+    checkpoint_dir: of the run.
+    which: 'last', 'best', or a number.
+
+  Raises:
+    FileNotFoundError: there is no checkpoint.
+    ValueError: there is none of that number, or it is damaged, or of another version.
+  """
+  saved = checkpoints.Checkpoints(checkpoint_dir)
+  if not saved.exist():
+    raise FileNotFoundError(f'--checkpoint_dir={checkpoint_dir}: there is no checkpoint')
+  checkpoint = saved.restore() if which == 'last' else saved.restore_one(which)
+  assert checkpoint is not None
+  try:
+    name, flags = checkpoint.record['identity']['agent'], checkpoint.record['identity']['flags']
+    module = importlib.import_module(f'offline_zoo.{name}.run_atari')
+    config = module.Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in flags.items()})
+  except (ImportError, KeyError, TypeError) as error:
+    raise ValueError(
+      f'{checkpoint.path}: not a checkpoint of this version of the package: {error!r}'
+    ) from error
+  environment = atari_env.AtariEnv(
+    config.environment_name, sticky_action_probability=config.sticky_action_probability, seed=0
+  )
+  agent = module.make_agent(config, environment.action_spec().num_values, None)
+  state = checkpoint.state(agent.get_state())
+  agent.set_state(state)
+  return Trained(name, config, environment, agent, int(state.num_updates))
+
+
+def play(trained: Trained, episodes: int, seed: int, video_path: pathlib.Path | None) -> np.ndarray:
+  """Plays whole episodes; returns their returns [episodes].
+
+  Args:
+    trained: the agent and its game.
+    episodes: how many.
+    seed: each episode is a function of it and of its number.
+    video_path: where to record the first one, as MP4; None: nowhere.
+  """
+  returns = []
+  for number in range(episodes):
+    environment_seed, act_key = parts.evaluation_seed(seed, number)
+    trained.environment.seed(environment_seed)
+    path = None if number else video_path
+    evaluation = parts.evaluate(trained.agent, trained.environment, 1, act_key, video_path=path)
+    returns.append(evaluation['eval_episode_return'])
+  return np.array(returns)
+
+
+def compare_actions(
+  agent: parts.Learner, data: replay.ReplayData, num_states: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Lets an agent act in logged states; returns what it does and what was logged, [N] each.
+
+  Args:
+    agent: acts as in evaluation.
+    data: the logs.
+    num_states: N, if the logs have so many.
+    seed: of the choice of states and of the agent's randomness.
+  """
+  params = agent.get_state().online_params
+  valid = np.asarray(replay.valid_rows(data))
+  rows = np.random.default_rng(seed).choice(valid, min(num_states, len(valid)), replace=False)
+
+  @jax.jit
+  def act(data, rows, rng_key):
+    s_tm1 = replay.gather(data, rows).s_tm1
+    rng_keys = jax.random.split(rng_key, len(rows))
+    _, chosen, _ = jax.vmap(agent.act, (None, 0, 0))(params, rng_keys, s_tm1)
+    return chosen
+
+  batches = np.split(rows, range(_BATCH_SIZE, len(rows), _BATCH_SIZE))
+  keys = jax.random.split(jax.random.PRNGKey(seed), len(batches))
+  chosen = []
+  with program.progress_bar(len(rows), 'comparing', 'state') as bar:
+    for batch, rng_key in zip(batches, keys, strict=True):
+      chosen.append(np.asarray(act(data, batch, rng_key)))
+      bar.update(len(batch))
+  return np.concatenate(chosen), np.asarray(replay.gather(data, jax.numpy.asarray(rows)).a_tm1)
+
+
+def agreement_table(chosen: np.ndarray, logged: np.ndarray, meanings: list[str]) -> str:
+  """Makes a Markdown table: for each logged action how often it is logged, and done there.
+
+  Args:
+    chosen: what the agent does [N].
+    logged: what was logged [N].
+    meanings: names of the actions.
+  """
+  lines = ['| logged action | of the states | done by the agent |', '|---|---|---|']
+  for action, meaning in [*enumerate(meanings), (None, 'any')]:
+    here = np.ones(len(logged), bool) if action is None else logged == action
+    if here.any():
+      agreement = (chosen == logged)[here].mean()
+      lines.append(f'| {meaning} | {here.mean():.1%} | {agreement:.0%} |')
+  return '\n'.join(lines)
+
+
+def load_logs(config: Config, trained: Trained) -> replay.ReplayData | None:
+  """Loads the logs of --replay_dir, or else the run's own; None if these are no longer there."""
+  flags = trained.config
+  if config.replay_dir is not None:
+    replay_dir, chosen = pathlib.Path(config.replay_dir), {}
+  else:
+    replay_dir = pathlib.Path(flags.replay_dir or demo.default_dir(flags.environment_name))
+    chosen = {'shards': flags.shards, 'max_rows_per_shard': flags.max_rows_per_shard}
+    if not replay_dir.is_dir():
+      logging.warning('No agreement: there are no logs at %s; see --replay_dir', replay_dir)
+      return None
+  logs = replay.Logs(
+    replay_dir,
+    num_actions=trained.environment.action_spec().num_values,
+    cache_dir=replay.cache_dir(flags.replay_cache_dir),
+    memory_gb=flags.replay_memory_gb,
+    **chosen,
+  )
+  return logs.resident(1, 1)
+
+
+def main(config: Config) -> None:
+  trained = restore(config.checkpoint_dir or '', config.checkpoint)
+  data = load_logs(config, trained) if config.num_states else None
+  video_path = pathlib.Path(config.video_path) if config.video_path else None
+  returns = play(trained, config.episodes, config.seed, video_path)
+  low, high = statistics.mean_interval(returns)
+  interval = f' [{low:.1f}, {high:.1f}]' if len(returns) > 1 else ''
+  game = trained.config.environment_name
+  normalized = atari_data.human_normalized_score(game, returns.mean())
+  print(
+    f'{trained.name} on {game}, {trained.num_updates:,} updates: return '
+    f'{returns.mean():.1f}{interval} over {len(returns)} episodes, {returns.min():.1f} to '
+    f'{returns.max():.1f}' + ('' if normalized is None else f'; {normalized:.3f} of a human')
+  )
+  if data is not None:
+    chosen, logged = compare_actions(trained.agent, data, config.num_states, config.seed)
+    print(f'\n{agreement_table(chosen, logged, trained.environment.action_meanings)}')
+
+
+if __name__ == '__main__':
+  program.run(main, Config)

@@ -1,0 +1,162 @@
+"""Tests for evaluate.py: the agent of a checkpoint, its score, video, and agreement with logs."""
+
+import types
+
+import chex
+import cv2
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from offline_zoo import checkpoints, replay, testing
+from offline_zoo.dqn import run_atari
+from offline_zoo.studies import evaluate
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+  """A run of two iterations on the two-state problem's logs; acts at random, so that games end."""
+  directory = tmp_path_factory.mktemp('run')
+  testing.write_logs(directory / 'logs')
+  config = run_atari.Config(
+    environment_name='breakout', replay_dir=str(directory / 'logs'), num_iterations=2,
+    results_csv_path=str(directory / 'results.csv'), keep_checkpoints='all', batch_size=4,
+    num_updates_per_iteration=3, eval_steps=1, eval_epsilon=1.0, replay_cache_dir='none',
+  )  # fmt: skip
+  run_atari.main(config)
+  return directory
+
+
+@pytest.fixture(scope='module')
+def trained(run):
+  return evaluate.restore(run / 'checkpoint')
+
+
+def test_the_agent_is_as_the_checkpoint_has_it(run, trained):
+  assert (trained.name, trained.num_updates) == ('dqn', 6)
+  assert trained.config.eval_epsilon == 1.0 and trained.config.keep_checkpoints == 'all'
+  assert trained.environment.action_spec().num_values == 4
+  state = trained.agent.get_state()
+  saved = checkpoints.Checkpoints(run / 'checkpoint').restore().state(state)
+  chex.assert_trees_all_equal(state, saved)
+  first = evaluate.restore(run / 'checkpoint', '1')
+  assert first.num_updates == 3
+  with pytest.raises(AssertionError):
+    chex.assert_trees_all_equal(first.agent.get_state().online_params, saved.online_params)
+
+
+def test_episodes_are_a_function_of_seed_and_number(trained, tmp_path):
+  class Frames:
+    """Passes an environment's frames on, and counts them."""
+
+    def __init__(self, environment):
+      self._environment, self.counts = environment, []
+
+    def __getattr__(self, name):
+      return getattr(self._environment, name)
+
+    def reset(self):
+      self.counts.append(1)
+      return self._environment.reset()
+
+    def step(self, action):
+      self.counts[-1] += 1
+      return self._environment.step(action)
+
+  environment = Frames(trained.environment)
+  watched = types.SimpleNamespace(agent=trained.agent, environment=environment)
+  returns = evaluate.play(watched, 3, seed=5, video_path=tmp_path / 'e.mp4')
+  assert returns.shape == (3,) and len(environment.counts) == 3
+  assert (
+    cv2.VideoCapture(str(tmp_path / 'e.mp4')).get(cv2.CAP_PROP_FRAME_COUNT)
+    == (environment.counts[0])
+  )
+  again = [environment.counts, returns.tolist()]
+  environment.counts = []
+  assert [environment.counts, evaluate.play(watched, 3, 5, None).tolist()] == again
+  environment.counts = []
+  evaluate.play(watched, 3, 6, None)
+  assert environment.counts != again[0]
+
+
+def test_agreement_by_hand(run):
+  """An agent that does 1 in state 0 and 0 in state 1, in logs that do either in both."""
+
+  def act(online_params, rng_key, s_t):
+    return rng_key, online_params['one'] - testing.states(s_t[None])[0], jnp.zeros(())
+
+  agent = types.SimpleNamespace(
+    act=act, get_state=lambda: types.SimpleNamespace(online_params={'one': 1})
+  )
+  data = replay.load(run / 'logs')
+  everything = replay.gather(data, replay.valid_rows(data))
+  # More states than there are: all of them, in batches of which the last is short.
+  chosen, logged = evaluate.compare_actions(agent, data, 10_000, seed=1)
+  assert len(chosen) == len(everything.a_tm1) > 100 and len(chosen) % 100
+  done = 1 - np.asarray(testing.states(everything.s_tm1))
+  for action in (0, 1):
+    want = np.mean(done[everything.a_tm1 == action] == action)
+    assert 0.2 < want < 0.8
+    assert np.mean(chosen[logged == action] == action) == want
+
+
+def test_the_table():
+  chosen, logged = np.array([0, 0, 1, 2, 2, 2, 2, 2]), np.array([0, 0, 0, 0, 2, 2, 2, 1])
+  assert evaluate.agreement_table(chosen, logged, ['NOOP', 'FIRE', 'UP', 'DOWN']).splitlines() == [
+    '| logged action | of the states | done by the agent |',
+    '|---|---|---|',
+    '| NOOP | 50.0% | 50% |',
+    '| FIRE | 12.5% | 0% |',
+    '| UP | 37.5% | 100% |',
+    '| any | 100.0% | 62% |',
+  ]
+
+
+def test_the_program(run, capsys):
+  before = sorted(run.rglob('*'))
+  settings = {'checkpoint_dir': str(run / 'checkpoint'), 'episodes': 2, 'num_states': 30}
+  evaluate.main(evaluate.Config(**settings))
+  score, _, *table = capsys.readouterr().out.splitlines()
+  trained = evaluate.restore(run / 'checkpoint')
+  returns = evaluate.play(trained, 2, 0, None)
+  low, high = returns.mean() + np.array([-1, 1]) * 12.7062047 * np.abs(np.diff(returns)) / 2
+  assert score == (
+    f'dqn on breakout, 6 updates: return {returns.mean():.1f} [{low:.1f}, {high:.1f}] over 2 '
+    f'episodes, {returns.min():.1f} to {returns.max():.1f}; '
+    f'{(returns.mean() - 1.7) / 28.8:.3f} of a human'
+  )
+  assert table[0].startswith('| logged action') and table[-1].startswith('| any | 100.0% | ')
+  assert sorted(run.rglob('*')) == before
+  # Where the run's logs are gone, those that are named serve as well; else there is no table.
+  (run / 'logs').rename(run / 'elsewhere')
+  try:
+    evaluate.main(evaluate.Config(**settings | {'episodes': 1}))
+    (score,) = capsys.readouterr().out.splitlines()
+    assert '[' not in score and '1 episodes' in score
+    data = evaluate.load_logs(
+      evaluate.Config(**settings | {'replay_dir': str(run / 'elsewhere')}), trained
+    )
+    assert evaluate.compare_actions(trained.agent, data, 30, 0)[0].shape == (30,)
+  finally:
+    (run / 'elsewhere').rename(run / 'logs')
+
+
+def test_bad_input_is_named(run, tmp_path):
+  with pytest.raises(ValueError, match='--checkpoint_dir=None: expected the directory of a run'):
+    evaluate.Config()
+  with pytest.raises(FileNotFoundError, match='--checkpoint_dir=nowhere: there is no checkpoint'):
+    evaluate.restore('nowhere')
+  with pytest.raises(ValueError, match='no checkpoint 3; there are: 1, 2'):
+    evaluate.restore(run / 'checkpoint', '3')
+  config = {'checkpoint_dir': str(run / 'checkpoint'), 'replay_dir': str(tmp_path / 'none')}
+  with pytest.raises(FileNotFoundError, match='none: no such replay directory'):
+    evaluate.main(evaluate.Config(**config))
+  state = {'w': np.zeros(3)}
+  for record, message in (
+    ({}, "KeyError.*'identity'"),
+    ({'identity': {'agent': 'dqm', 'flags': {}}}, 'ModuleNotFoundError.*dqm'),
+    ({'identity': {'agent': 'dqn', 'flags': {'n_steps': 2}}}, 'TypeError.*n_steps'),
+  ):
+    checkpoints.Checkpoints(tmp_path / 'other').save(state, record)
+    with pytest.raises(ValueError, match=f'not a checkpoint of this version.*{message}'):
+      evaluate.restore(tmp_path / 'other')

@@ -1,0 +1,169 @@
+"""Tests for report.py: the curve as text, the tables, the files, the command."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from offline_zoo.studies import report, runs, statistics
+
+
+def test_a_curve_as_text(write_csv):
+  read = runs.read([write_csv('1/results.csv', [5.0, 14.8, 20.0], 'cql', logged=7.4)])
+  # 50 characters are a human's 29.6.
+  assert report.text_curve(read).splitlines() == [
+    'cql on freeway, seed 1: mean return of an episode',
+    '1,000 updates        5.0  ' + 8 * '#',
+    '2,000 updates       14.8  ' + 25 * '#',
+    '3,000 updates       20.0  ' + 34 * '#',
+    '  logged mean        7.4  ' + 12 * '#',
+    '  random play        0.0',
+    '        human       29.6  ' + 50 * '#',
+  ]
+
+
+def test_a_curve_as_text_of_many_evaluations_and_seeds_far_below_a_human(write_csv):
+  read = runs.read(
+    [
+      write_csv(f'{seed}/results.csv', np.arange(100.0, 300.0) + seed, 'cql', 'seaquest', seed,
+                logged=120.0)
+      for seed in (1, 3)
+    ]
+  )  # fmt: skip
+  head, *evaluations, logged, random, human = report.text_curve(read).splitlines()
+  assert head == 'cql on seaquest, mean of 2 seeds: mean return of an episode'
+  # 20 of the 200 evaluations, the first and the last among them.
+  assert len(evaluations) == 20
+  assert evaluations[0].split()[:3] == ['1,000', 'updates', '102.0']
+  assert evaluations[-1].split() == ['200,000', 'updates', '301.0', 50 * '#']
+  assert (logged.split()[2], random.split()) == ('120.0', ['random', 'play', '68.4'])
+  assert human.split() == ['human', '42,054.7', 49 * '#' + '>']
+
+
+@pytest.fixture
+def study(write_csv):
+  """Two agents; three and two seeds on Freeway, two each on Boxing, CQL alone on Pooyan."""
+  table = {
+    ('cql', 'freeway'): [[10, 20], [12, 24], [14, 22]],
+    ('cql', 'boxing'): [[1, 3], [2, 9.7]],
+    ('rem', 'freeway'): [[1, 2, 30], [3, 5, 30]],
+    ('rem', 'boxing'): [[0, 0.1], [0, 6.1]],
+    ('cql', 'pooyan'): [[100, 200]],
+    ('rem', 'pooyan'): [[100, 300]],
+    ('cql', 'pong'): [[-20, -10]],
+  }
+  return [
+    write_csv(f'{agent}/{game}/{seed}/results.csv', values, agent, game, seed)
+    for (agent, game), seeds in table.items()
+    for seed, values in enumerate(seeds, start=1)
+  ]
+
+
+def test_scores_are_put_together_where_they_compare(study):
+  scores, left_out = report.comparable_scores(runs.read(study))
+  assert scores.games == ['boxing', 'freeway']
+  # The third evaluation of REM on Freeway has none beside it.
+  assert scores.num_updates == 2000
+  want = {
+    'cql': [[(3 - 0.1) / 12, 20 / 29.6], [(9.7 - 0.1) / 12, 24 / 29.6]],
+    'rem': [[0, 2 / 29.6], [6 / 12, 5 / 29.6]],
+  }
+  for agent, x in scores.of_agents.items():
+    np.testing.assert_allclose(x, want[agent], atol=1e-12)
+  assert left_out == [
+    'pong: there is none of rem.',
+    'pooyan: no human score is published.',
+    'cql on freeway, seed 3: another game has fewer seeds.',
+  ]
+
+
+def test_without_scores_that_compare_there_are_none(write_csv):
+  one = write_csv('1/results.csv', [1.0], 'cql', every=1000)
+  two = write_csv('2/results.csv', [1.0], 'rem', every=1500)
+  assert report.comparable_scores(runs.read([one, two])) == (
+    None,
+    ['All: there is no number of updates after which every run was evaluated.'],
+  )
+  other = write_csv('3/results.csv', [1.0], 'rem', 'pooyan')
+  scores, left_out = report.comparable_scores(runs.read([one, other]))
+  assert scores is None and left_out[0] == 'freeway: there is none of rem.'
+  files = report.make_report(runs.read([one, other]), with_published=False, dark=False)
+  assert set(files) == {'curves.png', 'curves.svg', 'report.md', 'results.tar.gz'}
+
+
+def test_the_tables(study):
+  table = report.last_evaluations(runs.read(study)).splitlines()
+  assert table[0] == '| game | agent | seeds | updates | return | beside |'
+  # 20, 24, 22: mean 22, half-width 4.3027 * 2 / sqrt(3) = 4.97.
+  beside = 'logged mean 7.5, random play 0.0, human 29.6'
+  assert f'| freeway | cql | 3 | 2,000 | 22.0 [17.0, 27.0] | {beside} |' in table
+  assert '| pooyan | rem | 1 | 2,000 | 300.0 | logged mean 7.5 |' in table
+  scores, _ = report.comparable_scores(runs.read(study))
+  files = report.make_report(runs.read(study), with_published=True, dark=False)
+  text = files['report.md'].decode()
+  x = scores.of_agents['cql']
+  cells = [
+    f'{f(x):.3f} [{low:.3f}, {high:.3f}]'
+    for f in (
+      statistics.interquartile_mean, statistics.median, statistics.mean, statistics.optimality_gap
+    )
+    for low, high in [statistics.bootstrap_interval(f, x)]
+  ]  # fmt: skip
+  assert f'| cql | {" | ".join(cells)} |' in text
+  # On Freeway CQL's runs beat REM's; on Boxing 3 lies between 0.1 and 6.1, and 9.7 above.
+  assert '| cql over rem | 0.875 [' in text
+  assert 'No published scores beside pong: --replay_dir of cql on pong' not in text  # no protocol
+  assert 'No published scores beside pong: cql on pong, seed 1 has --sticky' in text
+  assert '* pong: there is none of rem.' in text
+  for name in ('curves', 'aggregates', 'profiles', 'improvement'):
+    assert f'({name}.png)' in text and files[f'{name}.png'] and files[f'{name}.svg']
+
+
+def test_a_report_is_written_and_its_archive_read_again(study, tmp_path):
+  paths = tuple(map(str, study[:1]))
+  report.main(report.Config(paths, report_dir=str(tmp_path / 'a')))
+  names = {path.name for path in (tmp_path / 'a').iterdir()}
+  pictures = {
+    f'{name}.{kind}' for name in ('curves', 'aggregates', 'profiles') for kind in ('png', 'svg')
+  }
+  assert names == {*pictures, 'report.md', 'results.tar.gz'}
+  (run,) = runs.read([tmp_path / 'a' / 'results.tar.gz'])
+  assert run.identity == ('cql', 'freeway', 1)
+
+
+def test_the_command(write_csv):
+  path = write_csv('1/results.csv', [5.0, 14.8], 'cql')
+
+  def run(*arguments):
+    return subprocess.run(
+      [sys.executable, '-m', 'offline_zoo.studies.report', *map(str, arguments)],
+      capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+  done = run(path)
+  assert done.returncode == 0
+  assert done.stdout == report.text_curve(runs.read([path])) + '\n'
+  assert path.with_suffix('.png').read_bytes().startswith(b'\x89PNG')
+  assert f'Picture: {path.with_suffix(".png")}' in done.stderr
+  done = run(path, 'nowhere.csv')
+  assert done.returncode == 1
+  assert done.stderr == 'error: nowhere.csv: no such file\n'
+
+
+def test_something_must_be_named():
+  with pytest.raises(ValueError, match=r'expected one results\.csv or more'):
+    report.Config(())
+
+
+def test_without_matplotlib_the_curve_is_still_printed(write_csv, monkeypatch, capsys):
+  path = write_csv('1/results.csv', [5.0, 14.8], 'cql')
+  monkeypatch.setitem(sys.modules, 'matplotlib', None)
+  monkeypatch.delitem(sys.modules, 'offline_zoo.studies.plots', raising=False)
+  monkeypatch.delattr('offline_zoo.studies.plots', raising=False)
+  with pytest.raises(
+    ValueError, match=r'pictures need matplotlib, which the extra `plots` installs'
+  ):
+    report.main(report.Config((str(path),)))
+  assert 'cql on freeway' in capsys.readouterr().out
+  assert [p.name for p in path.parent.iterdir()] == ['results.csv', 'config.json']
