@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# ./run.sh        sets everything up in .venv, then trains offline DQN on logged Pong, in short
+# ./run.sh        sets everything up in .venv, then trains CQL on logged Freeway for a few minutes
 # ./run.sh test   sets everything up in .venv, then passes the tests; what follows goes to pytest
 # ./run.sh lock   renews both lock files from pyproject.toml
 #
@@ -30,18 +30,18 @@ lock() {
   local compile=(.venv/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11
     --fork-strategy fewest --generate-hashes --no-emit-index-url --no-emit-find-links
     --custom-compile-command './run.sh lock' pyproject.toml)
-  "${compile[@]}" --extra build --extra dev -o requirements.lock
+  "${compile[@]}" --extra build --extra plots --extra tensorboard --extra dev -o requirements.lock
   # The same versions with CUDA, for the container.
-  "${compile[@]}" --extra build --extra cuda -c requirements.lock -o requirements-cuda.lock
+  "${compile[@]}" --extra build --extra plots --extra tensorboard --extra cuda \
+    -c requirements.lock -o requirements-cuda.lock
 }
 
 train() {
   set_up
   local csv=runs/short/results.csv
-  .venv/bin/python -m offline_zoo.dqn.run_atari --environment_name=pong \
-    --num_iterations=3 --num_updates_per_iteration=2000 --eval_steps=2000 \
-    --results_csv_path="$csv"
-  cut -d, -f1-10 "$csv"
+  .venv/bin/python -m offline_zoo.cql.run_atari --environment_name=freeway \
+    --flagfile=offline_zoo/cql/laptop.flags --num_iterations=4 --results_csv_path="$csv"
+  .venv/bin/python -m offline_zoo.studies.report "$csv"
   echo "All columns: $csv   Config: runs/short/config.json   Checkpoint: runs/short/checkpoint"
 }
 
