@@ -45,8 +45,8 @@ from absl import logging
 from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
 from isal import igzip, igzip_lib
 
-from offline_zoo.frame_store import FRAME_SHAPE
-from offline_zoo.log_shards import MAX_ACTION, NUM_PADDING_ROWS
+from offline_zoo.atari_data import FRAME_SHAPE
+from offline_zoo.logs.dqn_replay import MAX_ACTION, NUM_PADDING_ROWS
 
 CUT = 2  # among terminals, where an episode stops without an end
 

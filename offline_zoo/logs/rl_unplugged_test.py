@@ -11,10 +11,10 @@ import sys
 import zlib
 
 import cv2
-import google_crc32c
 import numpy as np
 import pytest
 
+from offline_zoo import testing
 from offline_zoo.logs import rl_unplugged
 
 
@@ -145,28 +145,11 @@ def episode(length: int = 5, **features) -> dict[str, list]:
   return {name: values for name, values in made.items() if values is not None}
 
 
-def serialise(features: dict[str, list]) -> bytes:
-  example = rl_unplugged._Example()
-  kinds = {bytes: 'bytes_list', int: 'int64_list', float: 'float_list'}
-  for name, values in features.items():
-    feature = example.features.feature[name]
-    if values:
-      getattr(feature, kinds[type(values[0])]).value.extend(values)
-  return example.SerializeToString(deterministic=True)
-
-
-def frame_record(content: bytes) -> bytes:
-  def crc(data: bytes) -> bytes:
-    value = google_crc32c.value(data)
-    return struct.pack('<I', ((value >> 15 | value << 17) + 0xA282EAD8) % 2**32)
-
-  length = struct.pack('<Q', len(content))
-  return length + crc(length) + content + crc(content)
-
-
 def shard_of(tmp_path, *contents: bytes | dict[str, list]) -> rl_unplugged.Shard:
   """A published file of these records."""
-  records = (frame_record(c if isinstance(c, bytes) else serialise(c)) for c in contents)
+  records = (
+    testing.tfrecord(c if isinstance(c, bytes) else testing.serialise_example(c)) for c in contents
+  )
   path = tmp_path / 'run_1-00000-of-00050'
   path.write_bytes(gzip.compress(b''.join(records)))
   (shard,) = rl_unplugged.list_shards(tmp_path)
@@ -178,7 +161,7 @@ def test_our_records_are_as_tensorflow_writes_them(recorded):
   written = gzip.decompress((recorded / 'raw' / 'run_1-00001-of-00002').read_bytes())
   length = int.from_bytes(written[:8], 'little')
   content = written[12 : 12 + length]
-  assert frame_record(content) == written[: 16 + length]
+  assert testing.tfrecord(content) == written[: 16 + length]
   example = rl_unplugged._Example.FromString(content)
   assert example.SerializeToString(deterministic=True) == content
 
@@ -232,10 +215,10 @@ def damaged(tmp_path, data: bytes) -> rl_unplugged.Shard:
 
 
 def good_file() -> bytes:
-  return b''.join(frame_record(serialise(episode())) for _ in range(2))
+  return b''.join(testing.tfrecord(testing.serialise_example(episode())) for _ in range(2))
 
 
-SIZE = len(serialise(episode()))
+SIZE = len(testing.serialise_example(episode()))
 DAMAGES = {
   'cut gzip': (lambda: gzip.compress(good_file())[:-100], 'record [01]: expected a gzip'),
   'no trailer': (lambda: gzip.compress(good_file())[:-8], 'record [0-2]: expected a gzip'),
@@ -268,7 +251,7 @@ DAMAGES = {
   'a length of 2^60': (
     lambda: gzip.compress(
       struct.pack('<Q', 2**60)
-      + frame_record(struct.pack('<Q', 2**60))[-4:]
+      + testing.tfrecord(struct.pack('<Q', 2**60))[-4:]
       + good_file()
     ),
     'record 0: expected at most 134217728 bytes, got 1152921504606846976',
@@ -398,12 +381,13 @@ def test_memory_is_bounded(tmp_path):
   length = struct.pack('<Q', 2**27 - 4)
   zeros = zlib.compressobj(level=1, wbits=31)
   with open(path, 'wb') as file:
-    file.write(zeros.compress(length + frame_record(length)[-4:]))
+    file.write(zeros.compress(length + testing.tfrecord(length)[-4:]))
     for _ in range(2**8):
       file.write(zeros.compress(bytes(2**20)))
     file.write(zeros.flush())
   code = f"""
 import resource
+from offline_zoo import testing
 from offline_zoo.logs import rl_unplugged
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 before = peak()
