@@ -12,7 +12,6 @@ frame. Medians of rounds in turns.
 """
 
 import argparse
-import functools
 import gzip
 import json
 import os
@@ -64,6 +63,37 @@ def peer_seconds(command: list[str]) -> tuple[float, float]:
   return times['seconds'], times['cpu_seconds']
 
 
+def measure(replay_dir: str, args: argparse.Namespace) -> tuple[float, dict[str, np.ndarray]]:
+  """Bytes a frame, and what is read a second by which task, of wall and of processor time."""
+  shard = dqn_replay.ShardFiles(replay_dir, 0).read()
+  with tempfile.TemporaryDirectory() as directory:
+    path = pathlib.Path(directory, 'run_1-00000-of-00050')
+    testing.write_rl_unplugged(path, shard)
+    (ours,) = rl_unplugged.open_published(directory)
+    num_frames = len(ours.read_small_files(None).action)
+    tasks: dict[str, Callable[[], tuple[float, float]]] = {
+      'all but frames': lambda: seconds(lambda: ours.read_small_files(None)),
+      'frames': lambda: seconds(lambda: sum(map(len, ours.read_frames(num_frames)))),
+      'encoded replay': lambda: seconds(lambda: jax.block_until_ready(replay.load(directory))),
+    }
+    numbers = dict.fromkeys(tasks, num_frames)
+    if args.peer_python:
+      transitions = pathlib.Path(directory, 'transitions')
+      write_transitions(transitions, shard, args.num_transitions)
+      command = [
+        args.peer_python, str(_PEER), f'--converter={args.converter}',
+        f'--transitions={transitions}', f'--num_transitions={args.num_transitions}',
+      ]  # fmt: skip
+      tasks["Tianshou's converter"] = lambda: peer_seconds(command)
+      numbers["Tianshou's converter"] = args.num_transitions
+    times: dict[str, list[tuple[float, float]]] = {what: [] for what in tasks}
+    for _ in range(args.rounds):
+      for what, task in tasks.items():
+        times[what].append(task())
+    rates = {what: numbers[what] / np.median(times[what], axis=0) for what in tasks}
+    return path.stat().st_size / num_frames, rates
+
+
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('logs', nargs='+', metavar='game=replay_dir')
@@ -75,39 +105,10 @@ def main() -> None:
 
   print('| game | bytes a frame | what | frames a second | of one core |')
   print('|---' * 5 + '|', flush=True)
-  for game, name in (argument.split('=', 1) for argument in args.logs):
-    shard = dqn_replay.read_shard(name, dqn_replay.list_shards(name)[0])
-    with tempfile.TemporaryDirectory() as directory:
-      path = pathlib.Path(directory, 'run_1-00000-of-00050')
-      testing.write_rl_unplugged(path, shard)
-      (ours,) = rl_unplugged.list_shards(directory)
-      num_frames = len(ours.read_small_files(None)['action'])
-      bytes_a_frame = path.stat().st_size / num_frames
-      tasks: dict[str, tuple[int, Callable[[], tuple[float, float]]]] = {
-        'all but frames': (num_frames, lambda: seconds(lambda: ours.read_small_files(None))),  # noqa: B023
-        'frames': (num_frames, lambda: seconds(lambda: sum(map(len, ours.read_frames())))),  # noqa: B023
-        'encoded replay': (
-          num_frames,
-          lambda: seconds(lambda: jax.block_until_ready(replay.load(directory))),
-        ),
-      }
-      if args.peer_python:
-        transitions = pathlib.Path(directory, 'transitions')
-        write_transitions(transitions, shard, args.num_transitions)
-        command = [
-          args.peer_python, str(_PEER), f'--converter={args.converter}',
-          f'--transitions={transitions}', f'--num_transitions={args.num_transitions}',
-        ]  # fmt: skip
-        tasks["Tianshou's converter"] = (
-          args.num_transitions, functools.partial(peer_seconds, command)
-        )  # fmt: skip
-      times: dict[str, list[tuple[float, float]]] = {what: [] for what in tasks}
-      for _ in range(args.rounds):
-        for what, (_, task) in tasks.items():
-          times[what].append(task())
-    for what, (number, _) in tasks.items():
-      wall, cpu = number / np.median(times[what], axis=0)
-      print(f'| {game} | {bytes_a_frame:.0f} | {what} | {wall:,.0f} | {cpu:,.0f} |', flush=True)
+  for game, replay_dir in (argument.split('=', 1) for argument in args.logs):
+    num_bytes, rates = measure(replay_dir, args)
+    for what, (wall, cpu) in rates.items():
+      print(f'| {game} | {num_bytes:.0f} | {what} | {wall:,.0f} | {cpu:,.0f} |', flush=True)
 
 
 if __name__ == '__main__':

@@ -136,7 +136,7 @@ def tfrecord(content: bytes) -> bytes:
 
 
 def write_rl_unplugged(path: pathlib.Path, shard: dqn_replay.Shard) -> None:
-  """Writes the episodes that a log shard has whole as a published file of RL Unplugged."""
+  """Writes a shard, up to its last episode's end, as a published file of RL Unplugged."""
   ends = np.flatnonzero(shard.terminal[: shard.num_rows]) + 1
   with gzip.open(path, 'wb', compresslevel=1) as file:
     for start, end in itertools.pairwise([0, *ends]):

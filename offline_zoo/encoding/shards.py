@@ -92,13 +92,15 @@ def _episode_returns(is_blank: bool, reward: np.ndarray, terminal: np.ndarray) -
   Args:
     is_blank: whether the first frame is all zeros.
     reward: [n], as logged.
-    terminal: [n].
+    terminal: [n] uint8.
   """
   ends = np.flatnonzero(terminal)
+  is_whole = terminal[ends] == logs.shard.TERMINAL
   returns = np.diff(np.cumsum(reward, dtype=np.float64)[ends], prepend=0.0)
   # The first end closes an episode that begins in this shard only if the shard opens with padding.
-  begins_here = len(reward) and is_blank and reward[0] == 0 and not terminal[0]
-  return returns if begins_here else returns[1:]
+  begins_here = len(reward) > 0 and is_blank and reward[0] == 0 and not terminal[0]
+  is_whole[:1] &= begins_here
+  return returns[is_whole]
 
 
 def _smallest(rewards: np.ndarray) -> np.ndarray:
@@ -139,7 +141,7 @@ def _encode_shard(
   new = encoder.take_new()
   actions = rows.action[:num_rows].astype(np.uint8)
   rewards = rows.reward[:num_rows]
-  terminals = rows.terminal[:num_rows].astype(bool)
+  terminals = rows.terminal[:num_rows]
   for column in (actions, rewards, terminals):
     checksum = isal_zlib.crc32(column.data, checksum)
   return replay_cache.EncodedShard(

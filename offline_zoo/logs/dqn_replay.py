@@ -304,26 +304,18 @@ class ShardFiles:
 
 
 def open_shards(replay_dir: str | os.PathLike) -> list[ShardFiles]:
-  """Lists the shards in a directory, in ascending order of their numbers.
+  """Lists the shards in a directory, in ascending order of their numbers; none if it holds none.
 
   A shard counts when any of its files is there, so that one that lacks files is not passed over in
   silence but reported when it is read.
-
-  Raises:
-    FileNotFoundError: no such directory, or no shard in it.
-    NotADirectoryError: it is not a directory.
   """
   directory = pathlib.Path(replay_dir)
-  if not directory.exists():
-    raise FileNotFoundError(f'{directory}: no such replay directory')
+  if not directory.is_dir():
+    return []
   names = rf'\$store\$_(?:{"|".join(_COLUMNS)})|add_count'
   pattern = re.compile(rf'({names})_ckpt\.([0-9]+)\.gz')
   matches = [match for path in directory.iterdir() if (match := pattern.fullmatch(path.name))]
   numbers = sorted({int(match[2]) for match in matches})
-  if not numbers:
-    raise FileNotFoundError(
-      f'{directory}: no log shards here; looked for files such as $store$_observation_ckpt.0.gz'
-    )
   counted = {int(match[2]) for match in matches if match[1] == 'add_count'}
   if assumed := [number for number in numbers if number not in counted]:
     logging.warning(

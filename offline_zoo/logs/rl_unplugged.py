@@ -45,11 +45,11 @@ from absl import logging
 from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
 from isal import igzip, igzip_lib
 
-from offline_zoo.atari_data import FRAME_SHAPE
-from offline_zoo.logs.dqn_replay import MAX_ACTION, NUM_PADDING_ROWS
+from offline_zoo.atari_data import FRAME_SHAPE, STACK_SIZE
+from offline_zoo.logs import shard
+from offline_zoo.logs.shard import CUT, TERMINAL
 
-CUT = 2  # among terminals, where an episode stops without an end
-
+_NUM_PADDING_ROWS = STACK_SIZE - 1
 # The longest episode has 27,000 steps, whose PNGs may have 4,970 bytes each.
 _MAX_RECORD_BYTES = 2**27
 # What no PNG of a frame is smaller than.
@@ -132,11 +132,6 @@ def _make_example_class() -> type[message.Message]:
 _Example: Any = _make_example_class()
 
 
-def _expect(condition: object, where: str, expected: str, got: object) -> None:
-  if not condition:
-    raise ValueError(f'{where}: expected {expected}, got {got}')
-
-
 def _masked_crc(content: bytes) -> int:
   """The checksum of a TFRecord file."""
   crc = google_crc32c.value(content)
@@ -148,30 +143,33 @@ def _read_record(file: BinaryIO, where: str) -> bytes | None:
   header = file.read(12)
   if not header:
     return None
-  _expect(len(header) == 12, where, 'a length and its checksum', f'{len(header)} bytes')
+  shard.expect(len(header) == 12, where, 'a length and its checksum', f'{len(header)} bytes')
   length, crc = struct.unpack('<QI', header)
-  _expect(crc == _masked_crc(header[:8]), where, 'the checksum of the length', 'another')
-  _expect(length <= _MAX_RECORD_BYTES, where, f'at most {_MAX_RECORD_BYTES} bytes', length)
+  shard.expect(crc == _masked_crc(header[:8]), where, 'the checksum of the length', 'another')
+  shard.expect(length <= _MAX_RECORD_BYTES, where, f'at most {_MAX_RECORD_BYTES} bytes', length)
   record = file.read(length + 4)
-  _expect(len(record) == length + 4, where, f'{length + 4} bytes', f'{len(record)}, then the end')
+  shard.expect(
+    len(record) == length + 4, where, f'{length + 4} bytes', f'{len(record)}, then the end'
+  )
   content = record[:length]
   crc = int.from_bytes(record[length:], 'little')
-  _expect(crc == _masked_crc(content), where, 'the checksum of the content', 'another')
+  shard.expect(crc == _masked_crc(content), where, 'the checksum of the content', 'another')
   return content
 
 
 def _read_records(path: pathlib.Path, is_compressed: bool) -> Iterator[tuple[str, bytes]]:
   """Yields the records of a TFRecord file, each with what messages call it."""
-  if not path.is_file():
-    raise ValueError(f'{path}: expected a regular file')
-  with igzip.open(path) if is_compressed else open(path, 'rb') as file:
+  with (
+    shard.open_regular(path) as opened,
+    igzip.open(opened) if is_compressed else opened as file,
+  ):
     for number in itertools.count():
       where = f'{path}: record {number}'
       try:
         content = _read_record(file, where)
       # isal's stub takes the class for an instance
       except (EOFError, gzip.BadGzipFile, igzip_lib.IsalError) as error:  # type: ignore[misc]
-        raise ValueError(f'{where}: expected a gzip-compressed file: {error}') from error
+        raise shard.FormatError(f'{where}: expected a gzip-compressed file: {error}') from error
       if content is None:
         return
       yield where, content
@@ -185,7 +183,7 @@ class _Episode(NamedTuple):
     pngs: of the frames; their headers have been checked.
     actions: [n] int64.
     rewards: [n] float32.
-    terminals: [n] uint8: 1 in the last row if the episode ended, CUT if not, 0 in the others.
+    terminals: [n] uint8: TERMINAL or CUT in the last row, 0 in the others.
     last_reward: what the last step says of the reward that followed it.
   """
 
@@ -200,12 +198,14 @@ class _Episode(NamedTuple):
 def _values(features: Mapping[str, Any], where: str, name: str, kind: str) -> Sequence:
   """The values of a feature."""
   if name not in features and 'o_t' in features:
-    raise ValueError(
+    raise shard.FormatError(
       f'{where}: expected whole episodes, those of atari_episodes_ordered, got shuffled transitions'
     )
-  _expect(name in features, where, f'a feature {name}', ', '.join(sorted(features)[:10]) or 'none')
+  shard.expect(
+    name in features, where, f'a feature {name}', ', '.join(sorted(features)[:10]) or 'none'
+  )
   got = [field.name for field, _ in features[name].ListFields()]
-  _expect(kind in got, where, f'{name} as {kind}', ', '.join(got) or 'nothing')
+  shard.expect(kind in got, where, f'{name} as {kind}', ', '.join(got) or 'nothing')
   return getattr(features[name], kind).value
 
 
@@ -222,22 +222,24 @@ def _parse_episode(where: str, content: bytes, layout: _Layout) -> _Episode | No
   try:
     features = _Example.FromString(content).features.feature
   except message.DecodeError as error:
-    raise ValueError(f'{where}: expected a serialised tf.train.Example: {error}') from None
+    raise shard.FormatError(f'{where}: expected a serialised tf.train.Example: {error}') from None
   columns = {name: _values(features, where, name, kind) for name, kind in layout[:4]}
   length = len(columns[layout.observations[0]])
   most = len(content) // _MIN_PNG_BYTES
-  _expect(0 < length <= most, where, f'1 to {most} PNGs in so many bytes', length)
+  shard.expect(0 < length <= most, where, f'1 to {most} PNGs in so many bytes', length)
   for name, values in columns.items():
-    _expect(len(values) == length, where, f'{length} {name}, as there are PNGs', len(values))
+    shard.expect(len(values) == length, where, f'{length} {name}, as there are PNGs', len(values))
   pngs = list(columns[layout.observations[0]])
   actions = np.array(columns[layout.actions[0]], np.int64)
   rewards = np.array(columns[layout.rewards[0]], np.float32)
   ends = np.array(columns[layout.ends[0]])
 
-  _expect(((ends >= 0) & (ends <= 1)).all(), where, f'{layout.ends[0]} from 0 to 1', 'others')
+  shard.expect(((ends >= 0) & (ends <= 1)).all(), where, f'{layout.ends[0]} from 0 to 1', 'others')
   # The first step's discount means nothing, and the last transition may have the end's.
   inside = np.flatnonzero(ends[1:-2] == layout.end)
-  _expect(not len(inside), where, 'an end only at the end', f'one in step {[*inside, 0][0] + 1}')
+  shard.expect(
+    not len(inside), where, 'an end only at the end', f'one in step {[*inside, 0][0] + 1}'
+  )
   has_ended = ends[-1] == layout.end
   if has_ended:
     pngs.pop()
@@ -247,7 +249,7 @@ def _parse_episode(where: str, content: bytes, layout: _Layout) -> _Episode | No
   if has_ended:
     if not num_rows:
       return None
-    terminals[-1] = 1
+    terminals[-1] = TERMINAL
   else:
     actions[-1] = rewards[-1] = 0
     terminals[-1] = CUT
@@ -255,10 +257,10 @@ def _parse_episode(where: str, content: bytes, layout: _Layout) -> _Episode | No
     if not png.startswith(_PNG_START):
       height, width = FRAME_SHAPE
       expected = f'a PNG of {width}x{height}, 8 bits, colour type 0'
-      _expect(False, f'{where}, step {step}', expected, _describe_png(png))
+      shard.expect(False, f'{where}, step {step}', expected, _describe_png(png))
   if not (finite := np.isfinite(rewards)).all():
     step = int(np.argmin(finite))
-    _expect(False, f'{where}, step {step}', 'a finite reward', rewards[step])
+    shard.expect(False, f'{where}, step {step}', 'a finite reward', rewards[step])
   return _Episode(where, pngs, actions, rewards, terminals, last_reward)
 
 
@@ -279,14 +281,16 @@ def _decode(where: str, first_step: int, pngs: list[bytes]) -> np.ndarray:
       if _is_whole(png):
         frame = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)
       if frame is None or frame.shape != FRAME_SHAPE or frame.dtype != np.uint8:
-        raise ValueError(f'{where}, step {first_step + i}: expected a PNG, got a damaged one')
+        raise shard.FormatError(
+          f'{where}, step {first_step + i}: expected a PNG, got a damaged one'
+        )
       frames[i] = frame
   return frames
 
 
 @dataclasses.dataclass(frozen=True)
-class Shard:
-  """A checkpoint of a run.
+class CheckpointFiles:
+  """The files of one checkpoint: a `shard.LogShard`.
 
   Attributes:
     number: of the checkpoint.
@@ -297,6 +301,11 @@ class Shard:
   number: int
   paths: tuple[pathlib.Path, ...]
   is_prepared: bool
+
+  def path(self, name: str) -> pathlib.Path:
+    """Its first file."""
+    del name
+    return self.paths[0]
 
   def fingerprint(self) -> dict[str, list[int]]:
     """Size and modification time of its files, by name."""
@@ -310,61 +319,49 @@ class Shard:
         if episode := _parse_episode(where, content, layout):
           yield episode
 
-  def read_small_files(self, num_actions: int | None) -> dict[str, np.ndarray]:
+  def read_small_files(self, num_actions: int | None) -> shard.Rows:
     """Reads all but the frames, which are checked as far as it goes without decoding them.
 
-    Args:
-      num_actions: the size of the game's action set, to check the logged actions against.
-
-    Returns:
-      action [n] int32, reward [n] float32, as published, and terminal [n] uint8, where CUT marks
-      the last row of an episode without an end.
-
-    Raises:
-      ValueError: a file is damaged, or an episode is not as it should be. The message names the
-        file and the record.
+    Rewards are as published, not clipped. See `shard.LogShard`; errors name the record, too.
     """
-    top = MAX_ACTION if num_actions is None else num_actions - 1
-    padding = np.zeros(NUM_PADDING_ROWS)
-    columns: dict[str, list[np.ndarray]] = {'action': [], 'reward': [], 'terminal': []}
+    padding = np.zeros(_NUM_PADDING_ROWS)
+    actions, rewards, terminals = [], [], []
     num_odd = 0
     for episode in self._read_episodes():
-      good = (episode.actions >= 0) & (episode.actions <= top)
-      if not good.all():
-        step = int(np.argmin(good))
-        expected = f'actions 0 to {top} (are these the logs of another game?)'
-        _expect(False, episode.where, expected, f'{episode.actions[step]} in step {step}')
-      num_odd += episode.terminals[-1] != CUT and episode.last_reward != 0
-      for name, column in columns.items():
-        column += [padding, getattr(episode, f'{name}s')]
+      actions += [padding.astype(np.int64), episode.actions]
+      rewards += [padding, episode.rewards]
+      terminals += [padding, episode.terminals]
+      num_odd += episode.terminals[-1] == TERMINAL and episode.last_reward != 0
+    shard.expect(actions, self.paths[0], 'at least one episode', 'none')
     if num_odd:
       logging.warning(
         '%s: %d episodes have a reward in their terminal state; it is left out, as TFDS does',
         self.paths[0], num_odd,
       )  # fmt: skip
-    dtypes = {'action': np.int32, 'reward': np.float32, 'terminal': np.uint8}
-    return {
-      name: np.concatenate([padding[:0], *column]).astype(dtypes[name])
-      for name, column in columns.items()
-    }
+    action = np.concatenate(actions)
+    shard.check_actions(self, action, num_actions)
+    return shard.Rows(
+      action.astype(np.int32),
+      np.concatenate(rewards).astype(np.float32),
+      np.concatenate(terminals).astype(np.uint8),
+      num_frames=len(action),
+    )
 
-  def read_frames(self) -> Iterator[np.ndarray]:
-    """Yields the rows' frames [K, 84, 84] uint8, in order, some at a time.
+  def read_frames(self, num_frames: int) -> Iterator[np.ndarray]:
+    """Yields the frames; see `shard.LogShard`.
 
     Those that come next are read and decoded in the background, on all cores.
-
-    Raises:
-      ValueError: as `read_small_files`, or a PNG is damaged.
     """
 
     def read_pieces() -> Iterator[tuple[str, int, list[bytes]]]:
       for episode in self._read_episodes():
-        pngs = [b''] * NUM_PADDING_ROWS + episode.pngs
+        pngs = [b''] * _NUM_PADDING_ROWS + episode.pngs
         for start in range(0, len(pngs), _FRAMES_PER_PIECE):
           piece = pngs[start : start + _FRAMES_PER_PIECE]
-          yield episode.where, start - NUM_PADDING_ROWS, piece
+          yield episode.where, start - _NUM_PADDING_ROWS, piece
 
     num_threads = os.cpu_count() or 1
+    num_rows = 0
     pieces = read_pieces()
     with (
       concurrent.futures.ThreadPoolExecutor(1) as reader,
@@ -374,57 +371,69 @@ class Shard:
       reading = reader.submit(next, pieces, None)
       while piece := reading.result():
         reading = reader.submit(next, pieces, None)
+        num_rows += len(piece[-1])
+        shard.expect(num_rows <= num_frames, piece[0], f'{num_frames} rows, as before', 'more')
         pending.append(decoders.submit(_decode, *piece))
         if len(pending) > 2 * num_threads:
           yield pending.popleft().result()
+      shard.expect(num_rows == num_frames, self.paths[0], f'{num_frames} rows, as before', num_rows)
       while pending:
         yield pending.popleft().result()
 
 
-_RUN_FILE = re.compile(r'run_(\d+)-(\d+)-of-(\d+)')
-_TFDS_FILE = re.compile(r'rlu_atari_checkpoints_ordered-checkpoint_(\d+)\.tfrecord-(\d+)-of-(\d+)')
+_PUBLISHED_FILE = re.compile(r'run_(\d+)-(\d{5})-of-(\d{5})')
+_PREPARED_FILE = re.compile(
+  r'rlu_atari_checkpoints_ordered-checkpoint_(\d+)\.tfrecord-(\d{5})-of-(\d{5})'
+)
 
 
-def list_shards(replay_dir: str | os.PathLike) -> list[Shard]:
-  """Finds the shards of a directory, in ascending order; none if it holds nothing of this kind.
+def _matching(directory: pathlib.Path, pattern: re.Pattern) -> dict[pathlib.Path, list[int]]:
+  """The files with such names, in order, each with the numbers in its name."""
+  if not directory.is_dir():
+    return {}
+  matches = {path: pattern.fullmatch(path.name) for path in sorted(directory.iterdir())}
+  return {path: list(map(int, match.groups())) for path, match in matches.items() if match}
+
+
+def open_published(replay_dir: str | os.PathLike) -> list[CheckpointFiles]:
+  """Lists the published checkpoints of a run, in ascending order; none if there are none.
 
   Args:
-    replay_dir: a directory, or to choose among several runs in one, <directory>/run_<run>.
+    replay_dir: a directory with the files of one run, or of several and then /run_<run>.
 
   Raises:
-    ValueError: there are several runs, or files of different sets.
-    FileNotFoundError: a checkpoint that TFDS prepared lacks a file.
+    ValueError: there are several runs to choose from, or files of different sets.
   """
   directory = pathlib.Path(replay_dir)
   chosen = None
-  if not directory.is_dir():
-    if not re.fullmatch(r'run_\d+', directory.name) or not directory.parent.is_dir():
-      return []
-    directory, chosen = directory.parent, int(directory.name.removeprefix('run_'))
-  paths = sorted(directory.iterdir())
-  raw = [(path, match) for path in paths if (match := _RUN_FILE.fullmatch(path.name))]
-  runs = sorted({int(match[1]) for _, match in raw})
+  if not directory.exists() and (match := re.fullmatch(r'run_(\d+)', directory.name)):
+    directory, chosen = directory.parent, int(match[1])
+  files = _matching(directory, _PUBLISHED_FILE)
   if chosen is not None:
-    raw = [(path, match) for path, match in raw if int(match[1]) == chosen]
-  elif len(runs) > 1:
-    raise ValueError(f'{directory}: holds the runs {runs}; name one, as {directory}/run_{runs[0]}')
-  if len(totals := sorted({match[3] for _, match in raw})) > 1:
-    raise ValueError(f'{directory}: holds files of different sets: {totals} files in all')
-  if raw:
-    return [Shard(int(match[2]), (path,), is_prepared=False) for path, match in raw]
+    files = {path: numbers for path, numbers in files.items() if numbers[0] == chosen}
+  if len(runs := sorted({run for run, _, _ in files.values()})) > 1:
+    raise ValueError(f'{directory}: expected one run, got {runs}; name {directory}/run_{runs[0]}')
+  if len(totals := sorted({total for _, _, total in files.values()})) > 1:
+    raise ValueError(f'{directory}: expected files of one set, got some of {totals}')
+  return [CheckpointFiles(n, (path,), is_prepared=False) for path, (_, n, _) in files.items()]
 
-  checkpoints: dict[int, dict[pathlib.Path, re.Match]] = {}
-  for path in paths if chosen is None else []:
-    if match := _TFDS_FILE.fullmatch(path.name):
-      checkpoints.setdefault(int(match[1]), {})[path] = match
+
+def open_prepared(replay_dir: str | os.PathLike) -> list[CheckpointFiles]:
+  """Lists the checkpoints that TFDS prepared, in ascending order; none if there are none.
+
+  Raises:
+    FileNotFoundError: a checkpoint lacks a file.
+  """
+  directory = pathlib.Path(replay_dir)
+  files = _matching(directory, _PREPARED_FILE)
   shards = []
-  for number, matches in sorted(checkpoints.items()):
-    total = max(int(match[3]) for match in matches.values())
-    there = [(int(match[2]), int(match[3])) for match in matches.values()]
-    if there != [(i, total) for i in range(total)]:
+  for number in sorted({number for number, _, _ in files.values()}):
+    paths = {path: (i, total) for path, (n, i, total) in files.items() if n == number}
+    total = max(total for _, total in paths.values())
+    if list(paths.values()) != [(i, total) for i in range(total)]:
+      there = ', '.join(path.name[-14:] for path in paths)
       raise FileNotFoundError(
-        f'{directory}: checkpoint_{number:02d} should have {total} files, numbered from 0, and has '
-        f'{", ".join(f"{i} of {n}" for i, n in there)}'
+        f'{directory}: expected {total} files of checkpoint_{number:02d}, got {there}'
       )
-    shards.append(Shard(number, tuple(matches), is_prepared=True))
+    shards.append(CheckpointFiles(number, tuple(paths), is_prepared=True))
   return shards

@@ -1,5 +1,6 @@
 """Tests for rl_unplugged.py: against what TFDS gives of the same files, and with damaged ones."""
 
+import csv
 import gzip
 import itertools
 import os
@@ -11,11 +12,15 @@ import sys
 import zlib
 
 import cv2
+import jax
 import numpy as np
 import pytest
 
-from offline_zoo import testing
-from offline_zoo.logs import rl_unplugged
+from offline_zoo import logs as logs_package
+from offline_zoo import replay, testing
+from offline_zoo.dqn import run_atari
+from offline_zoo.logs import dqn_replay, rl_unplugged
+from offline_zoo.logs.shard import CUT
 
 
 @pytest.fixture(scope='module')
@@ -24,9 +29,15 @@ def recorded(golden):
   return golden / 'rl_unplugged'
 
 
-def read(shard: rl_unplugged.Shard, num_actions: int | None = 4) -> dict[str, np.ndarray]:
-  frames = list(shard.read_frames())
-  return {**shard.read_small_files(num_actions), 'frame': np.concatenate(frames)}
+def read(shard: rl_unplugged.CheckpointFiles) -> dict[str, np.ndarray]:
+  columns = shard.read_small_files(4)
+  frames = list(shard.read_frames(columns.num_frames))
+  return {
+    'action': columns.action,
+    'reward': columns.reward,
+    'terminal': columns.terminal,
+    'frame': np.concatenate(frames),
+  }
 
 
 # Against TFDS.
@@ -64,7 +75,7 @@ def expected_rows(expected, checkpoint: int) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize('kind', ['raw', 'tfds'])
 def test_rows_are_those_of_tfds(recorded, kind: str):
   expected = np.load(recorded / 'expected.npz')
-  shards = rl_unplugged.list_shards(recorded / kind)
+  shards = logs_package.open_shards(recorded / kind)
   assert [shard.number for shard in shards] == [0, 1]
   for shard, num_rows in zip(shards, (42, 23), strict=True):
     got, want = read(shard), expected_rows(expected, shard.number)
@@ -80,49 +91,126 @@ def test_rows_are_those_of_tfds(recorded, kind: str):
 def test_fingerprints_name_every_file(recorded):
   path = recorded / 'raw' / 'run_1-00001-of-00002'
   stat = path.stat()
-  raw, prepared = (rl_unplugged.list_shards(recorded / kind)[1] for kind in ('raw', 'tfds'))
+  raw, prepared = (logs_package.open_shards(recorded / kind)[1] for kind in ('raw', 'tfds'))
   assert raw.fingerprint() == {path.name: [stat.st_size, stat.st_mtime_ns]}
   name = 'rlu_atari_checkpoints_ordered-checkpoint_01.tfrecord-0000{}-of-00002'
   assert list(prepared.fingerprint()) == [name.format(0), name.format(1)]
 
 
+# Against log shards of the same play.
+
+
+@pytest.fixture(scope='module')
+def both(logs, tmp_path_factory):
+  """Whole episodes of the recorded logs, in two shards of either format."""
+  directories = tmp_path_factory.mktemp('shards'), tmp_path_factory.mktemp('episodes')
+  for number, source in enumerate((1, 2)):
+    content = dqn_replay.ShardFiles(logs, source).read()
+    ends = np.flatnonzero(content.terminal[: content.num_rows])
+    used = slice(ends[0] + 1, ends[-1] + 2)  # and a row that becomes stale
+    columns = {name: column[used].copy() for name, column in content.columns.items()}
+    columns['reward'][50:60] = [3, -2, 0.5, 7, 1, -1, 2, 0, 0, 0]
+    shard = dqn_replay.Shard(**columns, add_count=int(ends[-1] - ends[0]))
+    dqn_replay.ShardFiles(directories[0], number).write(shard)
+    testing.write_rl_unplugged(directories[1] / f'run_4-{number:05d}-of-00050', shard)
+  return directories
+
+
+@pytest.mark.parametrize('n_step', [1, 3])
+@pytest.mark.parametrize('max_rows', [None, 200])
+def test_the_replay_is_that_of_log_shards(both, n_step: int, max_rows: int | None):
+  want, got = (
+    replay.Logs(directory, n_step=n_step, max_rows_per_shard=max_rows, num_actions=4)
+    for directory in both
+  )
+  assert got.checksum == want.checksum
+  np.testing.assert_equal(got.mean_episode_return, want.mean_episode_return)
+  leaves = [jax.tree.leaves(logs.resident(0)) for logs in (want, got)]
+  assert len(leaves[0]) > 8
+  for array, other in zip(*leaves, strict=True):
+    assert array.dtype == other.dtype
+    np.testing.assert_array_equal(array, other)
+
+
+def test_a_run_gives_the_csv_of_log_shards(both, tmp_path):
+  csvs = []
+  for number, directory in enumerate((both[0], both[1] / 'run_4')):
+    path = tmp_path / str(number) / 'results.csv'
+    config = run_atari.Config(
+      environment_name='breakout', replay_dir=str(directory), shards=(1, 0), num_iterations=1,
+      num_updates_per_iteration=4, eval_steps=1, eval_epsilon=1.0, batch_size=4,
+      results_csv_path=str(path),
+    )  # fmt: skip
+    run_atari.main(config)
+    with open(path, newline='') as file:
+      csvs.append(list(csv.DictReader(file)))
+  timings = {'updates_per_second', 'eval_frame_rate', 'seconds'}
+  for row, other in zip(*csvs, strict=True):
+    assert {name: row[name] for name in row.keys() - timings} == {
+      name: other[name] for name in row.keys() - timings
+    }
+  assert len(csvs[0]) == 1 and float(csvs[0][0]['loss']) > 0
+
+
 # Which files.
 
 
+def test_the_kind_is_recognised_and_said(logs, recorded, caplog):
+  caplog.set_level('INFO')
+  for directory, kind in (
+    (logs, '4 shards of the DQN Replay Dataset'),
+    (recorded / 'raw', '2 checkpoints of RL Unplugged, as published'),
+    (recorded / 'tfds', '2 checkpoints of RL Unplugged, as TFDS prepares them'),
+  ):
+    caplog.clear()
+    assert [shard.number for shard in logs_package.open_shards(directory)] == list(
+      range(int(kind[0]))
+    )
+    assert caplog.messages == [f'{directory}: {kind}']
+
+
+def test_logs_of_two_kinds_are_refused(logs, recorded, tmp_path):
+  for directory in (logs, recorded / 'raw'):
+    shutil.copytree(directory, tmp_path, dirs_exist_ok=True)
+  with pytest.raises(ValueError, match=r'of one kind, got shards of the DQN .* and checkpoints of'):
+    replay.load(tmp_path)
+
+
 def test_directories(recorded, tmp_path):
-  assert rl_unplugged.list_shards(tmp_path) == []
-  assert rl_unplugged.list_shards(tmp_path / 'none') == []
-  assert rl_unplugged.list_shards(recorded / 'expected.npz') == []
   (tmp_path / 'run_1-00000-of-00002.tmp').touch()
-  assert rl_unplugged.list_shards(tmp_path) == []
+  for path in (tmp_path, tmp_path / 'none', recorded / 'expected.npz'):
+    assert rl_unplugged.open_published(path) == rl_unplugged.open_prepared(path) == []
+  with pytest.raises(FileNotFoundError, match=r'no log shards here; .*run_1-00000-of-00050'):
+    replay.load(tmp_path)
 
 
 def test_one_of_several_runs_is_chosen_by_name(recorded, tmp_path):
   for path in (recorded / 'raw').iterdir():
     shutil.copy(path, tmp_path)
   shutil.copy(recorded / 'raw' / 'run_1-00001-of-00002', tmp_path / 'run_3-00000-of-00001')
-  with pytest.raises(ValueError, match=r'holds the runs \[1, 3\]; name one, as .*/run_1$'):
-    rl_unplugged.list_shards(tmp_path)
-  assert [shard.number for shard in rl_unplugged.list_shards(tmp_path / 'run_1')] == [0, 1]
-  (shard,) = rl_unplugged.list_shards(tmp_path / 'run_3')
-  assert shard.paths == (tmp_path / 'run_3-00000-of-00001',)
-  assert rl_unplugged.list_shards(tmp_path / 'run_2') == []
+  with pytest.raises(ValueError, match=r'expected one run, got \[1, 3\]; name .*/run_1$'):
+    logs_package.open_shards(tmp_path)
+  assert [shard.number for shard in logs_package.open_shards(tmp_path / 'run_1')] == [0, 1]
+  (shard,) = logs_package.open_shards(tmp_path / 'run_3')
+  assert shard.path('action') == tmp_path / 'run_3-00000-of-00001'
+  with pytest.raises(FileNotFoundError, match='run_2: no such replay directory'):
+    logs_package.open_shards(tmp_path / 'run_2')
 
 
 def test_files_of_different_sets_are_refused(recorded, tmp_path):
   for total in (49, 50):
     shutil.copy(recorded / 'raw' / 'run_1-00001-of-00002', tmp_path / f'run_1-00001-of-000{total}')
-  with pytest.raises(ValueError, match=r"different sets: \['00049', '00050'\]"):
-    rl_unplugged.list_shards(tmp_path)
+  with pytest.raises(ValueError, match=r'expected files of one set, got some of \[49, 50\]'):
+    logs_package.open_shards(tmp_path)
 
 
 def test_a_missing_file_of_a_prepared_checkpoint_is_named(recorded, tmp_path):
   shutil.copytree(recorded / 'tfds', tmp_path / 'tfds')
-  (
-    tmp_path / 'tfds' / 'rlu_atari_checkpoints_ordered-checkpoint_01.tfrecord-00000-of-00002'
-  ).unlink()
-  with pytest.raises(FileNotFoundError, match=r'checkpoint_01 should have 2 files.* has 1 of 2$'):
-    rl_unplugged.list_shards(tmp_path / 'tfds')
+  next((tmp_path / 'tfds').glob('*checkpoint_01.tfrecord-00000-*')).unlink()
+  with pytest.raises(
+    FileNotFoundError, match=r'expected 2 files of checkpoint_01, got 00001-of-00002$'
+  ):
+    logs_package.open_shards(tmp_path / 'tfds')
 
 
 # Episodes made here.
@@ -145,14 +233,14 @@ def episode(length: int = 5, **features) -> dict[str, list]:
   return {name: values for name, values in made.items() if values is not None}
 
 
-def shard_of(tmp_path, *contents: bytes | dict[str, list]) -> rl_unplugged.Shard:
+def shard_of(tmp_path, *contents: bytes | dict[str, list]) -> rl_unplugged.CheckpointFiles:
   """A published file of these records."""
   records = (
     testing.tfrecord(c if isinstance(c, bytes) else testing.serialise_example(c)) for c in contents
   )
   path = tmp_path / 'run_1-00000-of-00050'
   path.write_bytes(gzip.compress(b''.join(records)))
-  (shard,) = rl_unplugged.list_shards(tmp_path)
+  (shard,) = rl_unplugged.open_published(tmp_path)
   return shard
 
 
@@ -169,7 +257,7 @@ def test_our_records_are_as_tensorflow_writes_them(recorded):
 def test_long_episodes_come_in_pieces_and_in_order(tmp_path):
   lengths = (700, 3, 1200)
   episodes = [episode(n, actions=[0] * n) for n in lengths]
-  pieces = list(shard_of(tmp_path, *episodes).read_frames())
+  pieces = list(shard_of(tmp_path, *episodes).read_frames(sum(lengths) + 6))
   assert max(map(len, pieces)) == 250
   want = [np.concatenate([np.zeros(3), np.arange(1, n) % 256]).astype(np.uint8) for n in lengths]
   np.testing.assert_array_equal(np.concatenate(pieces)[:, 7, 7], np.concatenate(want))
@@ -196,19 +284,14 @@ def test_a_cut_episode_keeps_its_last_frame_only(tmp_path):
   columns = read(shard)
   np.testing.assert_array_equal(columns['action'], [0, 0, 0, 1, 2, 0])
   np.testing.assert_array_equal(columns['reward'], [0, 0, 0, 1, 2, 0])
-  np.testing.assert_array_equal(columns['terminal'], [0, 0, 0, 0, 0, rl_unplugged.CUT])
+  np.testing.assert_array_equal(columns['terminal'], [0, 0, 0, 0, 0, CUT])
   np.testing.assert_array_equal(columns['frame'][:, 0, 0], [0, 0, 0, 1, 2, 3])
-
-
-def test_an_empty_file_is_an_empty_shard(tmp_path):
-  columns = shard_of(tmp_path).read_small_files(4)
-  assert {name: len(column) for name, column in columns.items()} == dict.fromkeys(columns, 0)
 
 
 # Bad input.
 
 
-def damaged(tmp_path, data: bytes) -> rl_unplugged.Shard:
+def damaged(tmp_path, data: bytes) -> rl_unplugged.CheckpointFiles:
   shard = shard_of(tmp_path, episode(), episode())
   shard.paths[0].write_bytes(data)
   return shard
@@ -263,7 +346,7 @@ DAMAGES = {
 def test_a_damaged_file_is_named(tmp_path, damage: str):
   make, message = DAMAGES[damage]
   shard = damaged(tmp_path, make())
-  for reading in (lambda: shard.read_small_files(None), lambda: list(shard.read_frames())):
+  for reading in (lambda: shard.read_small_files(None), lambda: list(shard.read_frames(14))):
     with pytest.raises(ValueError, match=message) as error:
       reading()
     assert str(error.value).startswith(f'{shard.paths[0]}: record')
@@ -297,7 +380,7 @@ EPISODES = {
   'infinite reward': (
     episode(unclipped_rewards=[0.0, float('inf'), 0.0, 0.0, 0.0]), 'step 1: .* finite.* got inf'
   ),
-  'another action set': (episode(), 'actions 0 to 2 .* another game.*, got 3 in step 3'),
+  'another action set': (episode(), 'actions 0 to 2 .* another game.*, got 3 in row 11'),
   'no PNGs': (episode(observations=[b''] * 5), r'expected 1 to \d+ PNGs in so many bytes, got 5'),
   'other size': (
     episode(observations=[grey(84, 84)] * 3 + [grey(84, 85)] * 2),
@@ -324,7 +407,8 @@ def test_a_wrong_episode_is_named(tmp_path, kind: str):
   shard = shard_of(tmp_path, episode(3), content)
   with pytest.raises(ValueError, match=message) as error:
     shard.read_small_files(3)
-  assert str(error.value).startswith(f'{shard.paths[0]}: record 1')
+  where = ': ' if kind == 'another action set' else ': record 1'
+  assert str(error.value).startswith(f'{shard.paths[0]}{where}')
   assert '\n' not in str(error.value)
 
 
@@ -358,7 +442,7 @@ def test_a_damaged_png_is_named(tmp_path, damage: str):
   pngs = [png(NOISE)] * 3 + [DAMAGED_PNGS[damage]] + [png(NOISE)]
   shard = shard_of(tmp_path, episode(3), episode(observations=pngs))
   with pytest.raises(ValueError, match=r'record 1, step 3: expected a PNG, got a damaged one$'):
-    list(shard.read_frames())
+    list(shard.read_frames(12))
 
 
 def test_a_bomb_behind_the_pixels_is_not_unpacked(tmp_path):
@@ -370,29 +454,28 @@ def test_a_bomb_behind_the_pixels_is_not_unpacked(tmp_path):
   ]
   before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   shard = shard_of(tmp_path, episode(3, observations=[png(NOISE), *bombs], discounts=[1.0] * 3))
-  for frame in np.concatenate(list(shard.read_frames()))[3:]:
+  for frame in np.concatenate(list(shard.read_frames(6)))[3:]:
     np.testing.assert_array_equal(frame, NOISE)
   assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # kB
 
 
 def test_memory_is_bounded(tmp_path):
-  """A file that gzip makes 260 times larger than it is holds a record of the largest size."""
+  """A file of 0.3 MB holds a record of the largest size."""
   path = tmp_path / 'run_1-00000-of-00050'
   length = struct.pack('<Q', 2**27 - 4)
-  zeros = zlib.compressobj(level=1, wbits=31)
-  with open(path, 'wb') as file:
-    file.write(zeros.compress(length + testing.tfrecord(length)[-4:]))
-    for _ in range(2**8):
-      file.write(zeros.compress(bytes(2**20)))
-    file.write(zeros.flush())
+  zeros = gzip.compress(bytes(2**20)) * 2**8
+  path.write_bytes(gzip.compress(length + testing.tfrecord(length)[-4:]) + zeros)
   code = f"""
 import resource
-from offline_zoo import testing
-from offline_zoo.logs import rl_unplugged
+from offline_zoo import logs as logs_package
+from offline_zoo import replay, testing
+from offline_zoo.dqn import run_atari
+from offline_zoo.logs import dqn_replay, rl_unplugged
+from offline_zoo.logs.shard import CUT
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 before = peak()
 try:
-  rl_unplugged.list_shards({str(tmp_path)!r})[0].read_small_files(None)
+  rl_unplugged.open_published({str(tmp_path)!r})[0].read_small_files(None)
 except ValueError as error:
   print(error, peak() - before, sep=chr(10))
 """
@@ -404,6 +487,6 @@ except ValueError as error:
 
 def test_a_pipe_is_refused(tmp_path):
   os.mkfifo(tmp_path / 'run_1-00000-of-00050')
-  (shard,) = rl_unplugged.list_shards(tmp_path)
-  with pytest.raises(ValueError, match='expected a regular file'):
+  (shard,) = rl_unplugged.open_published(tmp_path)
+  with pytest.raises(OSError, match='expected a regular file'):
     shard.read_small_files(None)
