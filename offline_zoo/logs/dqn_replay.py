@@ -171,15 +171,15 @@ class ShardFiles:
       for name, stat in stats.items()
     }
 
-  def read_small_files(self, num_actions: int | None) -> shard.Rows:
+  def read_small_files(self, num_actions: int | None, max_rows: int | None = None) -> shard.Rows:
     """Reads and checks all but the frames; see `shard.LogShard`."""
     columns, add_count = self._read_small_files()
     capacity = len(columns['terminal'])
     # Only rows that are not stale: what the others hold is nobody's business.
     used = {name: column[: add_count % capacity] for name, column in columns.items()}
-    rows = shard.Rows(**used, num_frames=capacity)
-    shard.check_rows(self, rows, num_actions)
-    return rows
+    shard.check_rows(self, shard.Rows(**used, num_frames=capacity), num_actions)
+    kept = {name: column[:max_rows] for name, column in used.items()}
+    return shard.Rows(**kept, num_frames=capacity)
 
   def _read_small_files(self) -> tuple[dict[str, np.ndarray], int]:
     """The columns but for the frames, stale rows included, and add_count."""

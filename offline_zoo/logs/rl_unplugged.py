@@ -47,6 +47,7 @@ from isal import igzip, igzip_lib
 
 from offline_zoo.atari_data import FRAME_SHAPE, STACK_SIZE
 from offline_zoo.logs import shard
+from offline_zoo.logs.dqn_replay import MAX_ROWS
 from offline_zoo.logs.shard import CUT, TERMINAL
 
 _NUM_PADDING_ROWS = STACK_SIZE - 1
@@ -319,50 +320,60 @@ class CheckpointFiles:
         if episode := _parse_episode(where, content, layout):
           yield episode
 
-  def read_small_files(self, num_actions: int | None) -> shard.Rows:
+  def read_small_files(self, num_actions: int | None, max_rows: int | None = None) -> shard.Rows:
     """Reads all but the frames, which are checked as far as it goes without decoding them.
 
-    Rewards are as published, not clipped. See `shard.LogShard`; errors name the record, too.
+    Rewards are as published, not clipped. Nothing is read behind the rows that are kept. See
+    `shard.LogShard`; errors name the record, too.
     """
+    limit = MAX_ROWS if max_rows is None else min(max_rows, MAX_ROWS)
     padding = np.zeros(_NUM_PADDING_ROWS)
     actions, rewards, terminals = [], [], []
-    num_odd = 0
+    num_rows = num_odd = 0
     for episode in self._read_episodes():
       actions += [padding.astype(np.int64), episode.actions]
       rewards += [padding, episode.rewards]
       terminals += [padding, episode.terminals]
       num_odd += episode.terminals[-1] == TERMINAL and episode.last_reward != 0
-    shard.expect(actions, self.paths[0], 'at least one episode', 'none')
+      num_rows += _NUM_PADDING_ROWS + len(episode.pngs)
+      if num_rows >= limit:
+        shard.expect(limit < MAX_ROWS, episode.where, f'fewer than {limit} rows', num_rows)
+        break
+    shard.expect(num_rows, self.paths[0], 'at least one episode', 'none')
     if num_odd:
       logging.warning(
         '%s: %d episodes have a reward in their terminal state; it is left out, as TFDS does',
         self.paths[0], num_odd,
       )  # fmt: skip
-    action = np.concatenate(actions)
+    action = np.concatenate(actions)[:limit]
     shard.check_actions(self, action, num_actions)
     return shard.Rows(
       action.astype(np.int32),
-      np.concatenate(rewards).astype(np.float32),
-      np.concatenate(terminals).astype(np.uint8),
+      np.concatenate(rewards)[:limit].astype(np.float32),
+      np.concatenate(terminals)[:limit].astype(np.uint8),
       num_frames=len(action),
     )
+
+  def _read_pieces(self, num_frames: int) -> Iterator[tuple[str, int, list[bytes]]]:
+    """Yields the first frames as `_decode` takes them."""
+    left = num_frames
+    for episode in self._read_episodes():
+      pngs = ([b''] * _NUM_PADDING_ROWS + episode.pngs)[:left]
+      for start in range(0, len(pngs), _FRAMES_PER_PIECE):
+        piece = pngs[start : start + _FRAMES_PER_PIECE]
+        yield episode.where, start - _NUM_PADDING_ROWS, piece
+      left -= len(pngs)
+      if not left:
+        return
+    shard.expect(False, self.paths[0], f'{num_frames} rows, as before', num_frames - left)
 
   def read_frames(self, num_frames: int) -> Iterator[np.ndarray]:
     """Yields the frames; see `shard.LogShard`.
 
     Those that come next are read and decoded in the background, on all cores.
     """
-
-    def read_pieces() -> Iterator[tuple[str, int, list[bytes]]]:
-      for episode in self._read_episodes():
-        pngs = [b''] * _NUM_PADDING_ROWS + episode.pngs
-        for start in range(0, len(pngs), _FRAMES_PER_PIECE):
-          piece = pngs[start : start + _FRAMES_PER_PIECE]
-          yield episode.where, start - _NUM_PADDING_ROWS, piece
-
     num_threads = os.cpu_count() or 1
-    num_rows = 0
-    pieces = read_pieces()
+    pieces = self._read_pieces(num_frames)
     with (
       concurrent.futures.ThreadPoolExecutor(1) as reader,
       concurrent.futures.ThreadPoolExecutor(num_threads) as decoders,  # OpenCV frees the lock
@@ -371,19 +382,16 @@ class CheckpointFiles:
       reading = reader.submit(next, pieces, None)
       while piece := reading.result():
         reading = reader.submit(next, pieces, None)
-        num_rows += len(piece[-1])
-        shard.expect(num_rows <= num_frames, piece[0], f'{num_frames} rows, as before', 'more')
         pending.append(decoders.submit(_decode, *piece))
         if len(pending) > 2 * num_threads:
           yield pending.popleft().result()
-      shard.expect(num_rows == num_frames, self.paths[0], f'{num_frames} rows, as before', num_rows)
       while pending:
         yield pending.popleft().result()
 
 
-_PUBLISHED_FILE = re.compile(r'run_(\d+)-(\d{5})-of-(\d{5})')
+_PUBLISHED_FILE = re.compile(r'run_([0-9]+)-([0-9]{5})-of-([0-9]{5})')
 _PREPARED_FILE = re.compile(
-  r'rlu_atari_checkpoints_ordered-checkpoint_(\d+)\.tfrecord-(\d{5})-of-(\d{5})'
+  r'rlu_atari_checkpoints_ordered-checkpoint_([0-9]+)\.tfrecord-([0-9]{5})-of-([0-9]{5})'
 )
 
 
@@ -406,7 +414,7 @@ def open_published(replay_dir: str | os.PathLike) -> list[CheckpointFiles]:
   """
   directory = pathlib.Path(replay_dir)
   chosen = None
-  if not directory.exists() and (match := re.fullmatch(r'run_(\d+)', directory.name)):
+  if not directory.exists() and (match := re.fullmatch(r'run_([0-9]+)', directory.name)):
     directory, chosen = directory.parent, int(match[1])
   files = _matching(directory, _PUBLISHED_FILE)
   if chosen is not None:

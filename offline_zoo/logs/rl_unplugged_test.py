@@ -263,6 +263,30 @@ def test_long_episodes_come_in_pieces_and_in_order(tmp_path):
   np.testing.assert_array_equal(np.concatenate(pieces)[:, 7, 7], np.concatenate(want))
 
 
+def test_nothing_is_read_behind_the_rows_that_are_kept(tmp_path):
+  """So that a small part of a game takes as small a part of the time."""
+  shard = shard_of(tmp_path, episode(5), episode(5), b'damaged')
+  rows = shard.read_small_files(5, max_rows=12)
+  np.testing.assert_array_equal(rows.action, [0, 0, 0, 0, 1, 2, 3, 0, 0, 0, 0, 1])
+  assert len(rows.reward) == len(rows.terminal) == rows.num_frames == 12
+  frames = np.concatenate(list(shard.read_frames(rows.num_frames)))
+  np.testing.assert_array_equal(frames[:, 0, 0], [0, 0, 0, 1, 2, 3, 4, 0, 0, 0, 1, 2])
+  with pytest.raises(ValueError, match='record 2: expected a serialised'):
+    shard.read_small_files(5, max_rows=15)
+
+
+def test_a_file_that_has_lost_episodes_since_is_refused(tmp_path):
+  shard = shard_of(tmp_path, episode(5))
+  with pytest.raises(ValueError, match='expected 8 rows, as before, got 7'):
+    list(shard.read_frames(8))
+
+
+def test_a_shard_of_too_many_rows_is_refused(tmp_path, monkeypatch):
+  monkeypatch.setattr(rl_unplugged, 'MAX_ROWS', 14)
+  with pytest.raises(ValueError, match='record 1: expected fewer than 14 rows, got 14'):
+    shard_of(tmp_path, episode(5), episode(5)).read_small_files(5)
+
+
 def test_what_a_terminal_state_says_of_action_and_reward_means_nothing(tmp_path, caplog):
   shard = shard_of(
     tmp_path, episode(4, actions=[1, 2, 3, -99], unclipped_rewards=[1.0, 2.0, 3.0, 50.0])
@@ -346,7 +370,7 @@ DAMAGES = {
 def test_a_damaged_file_is_named(tmp_path, damage: str):
   make, message = DAMAGES[damage]
   shard = damaged(tmp_path, make())
-  for reading in (lambda: shard.read_small_files(None), lambda: list(shard.read_frames(14))):
+  for reading in (lambda: shard.read_small_files(None), lambda: list(shard.read_frames(100))):
     with pytest.raises(ValueError, match=message) as error:
       reading()
     assert str(error.value).startswith(f'{shard.paths[0]}: record')

@@ -28,8 +28,8 @@ class Rows:
     action: [n] int32, index into the game's minimal action set.
     reward: [n] float32, as logged.
     terminal: [n] uint8, TERMINAL or CUT on an episode's last row, 0 on others.
-    num_frames: how many frames the shard's stream has: those of these rows, and then others, which
-      are of no use but read all the same, so that damage is found.
+    num_frames: how many frames are read: those of these rows, and in some formats others after
+      them, which are of no use, so that damage is found.
   """
 
   action: np.ndarray
@@ -51,8 +51,12 @@ class LogShard(Protocol):
   def fingerprint(self) -> Any:
     """What changes when a file of the shard does; of the kinds that JSON gives back unchanged."""
 
-  def read_small_files(self, num_actions: int | None) -> Rows:
+  def read_small_files(self, num_actions: int | None, max_rows: int | None = None) -> Rows:
     """Reads all but the frames, within seconds, and checks it: see `check_rows`.
+
+    Args:
+      num_actions: the size of the game's action set, if it is known.
+      max_rows: how many of the first rows to keep; all of them if None.
 
     Raises:
       OSError: a file is missing, or is not a regular one.
