@@ -21,6 +21,7 @@ from absl import logging
 from offline_zoo import atari_data, program
 from offline_zoo.encoding import frame_store
 from offline_zoo.encoding import shards as encoded_shards
+from offline_zoo.logs.shard import CUT, TERMINAL
 
 # Of the accelerator's free memory, what is left to network, optimiser and activations by default.
 _ACCELERATOR_MARGIN = 2e9
@@ -83,11 +84,13 @@ class ReplayData:
 def _valid_runs(terminal: np.ndarray, n_step: int) -> tuple[np.ndarray, np.ndarray]:
   """Finds first rows and lengths of the runs of valid rows among a shard's usable rows.
 
-  Row i is valid if i-3 .. i+n are usable and none of i-3 .. i-1 is terminal.
+  Row i is valid if i-3 .. i+n are usable, none of i-3 .. i-1 is the last of an episode, and none of
+  i .. i+n-1 is where one was cut.
   """
   starts = np.concatenate([[0], np.flatnonzero(terminal) + 1]) + atari_data.STACK_SIZE - 1
   ends = np.append(starts[1:] - (atari_data.STACK_SIZE - 1), len(terminal))
-  ends = np.minimum(ends, len(terminal) - n_step)
+  is_cut = np.append(terminal, 0)[ends - 1] == CUT
+  ends = np.minimum(ends - n_step * is_cut, len(terminal) - n_step)
   some = starts < ends
   return starts[some], (ends - starts)[some]
 
@@ -298,8 +301,10 @@ class Logs:
     first_rows = np.cumsum([0, *(len(shard.actions) for shard in encoded)])
 
     for first, shard in zip(first_rows, encoded, strict=False):
-      for name in ('actions', 'rewards', 'terminals'):
-        arrays[name][first : first + len(shard.actions)] = getattr(shard, name)
+      which = slice(first, first + len(shard.actions))
+      arrays['actions'][which] = shard.actions
+      arrays['rewards'][which] = shard.rewards
+      arrays['terminals'][which] = shard.terminals == TERMINAL
     tiles, blocks, bands = self._encoded.occurring(positions)
     _fill(arrays['frames'], [shard.frames for shard in encoded], bands)
     _fill(arrays['bands'], self._encoded.pieces(2, bands), blocks)

@@ -1,7 +1,9 @@
 """Tests for replay.py: against Dopamine's buffer and against slow loops."""
 
 import dataclasses
+import gzip
 
+import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -78,6 +80,40 @@ def test_every_row_of_several_shards_equals_a_slow_loop(logs, n_step: int):
   np.testing.assert_allclose(batch.r_t, columns[2], rtol=1e-6)
   np.testing.assert_allclose(batch.discount_t, columns[3], rtol=1e-6)
   np.testing.assert_array_equal(np.asarray(batch.s_t)[going_on], columns[4][going_on])
+
+
+@pytest.mark.parametrize('n_step', [1, 2, 4])
+def test_nothing_begins_at_a_cut_or_leads_beyond_it(tmp_path, n_step: int):
+  """Episodes of 5, 1, 2 and 6 transitions; the first and the third one are cut."""
+  episodes = [(5, False), (1, True), (2, False), (6, True)]
+  frame, steps, contents = 1, [], []
+  for length, ended in episodes:
+    pngs = []
+    for step in range(length + 1):
+      pngs.append(cv2.imencode('.png', np.full((84, 84), frame, np.uint8))[1].tobytes())
+      if length - step >= n_step or (ended and step < length):
+        steps.append((frame, min(n_step, length - step), ended and length - step <= n_step))
+      frame += 1
+    features = {
+      'observations': pngs,
+      'actions': list(range(length + 1)),
+      'unclipped_rewards': [0.25] * length + [0.0],
+      'discounts': [1.0] * length + [1.0 - ended],
+    }
+    contents.append(testing.tfrecord(testing.serialise_example(features)))
+  (tmp_path / 'run_1-00000-of-00050').write_bytes(gzip.compress(b''.join(contents)))
+  data = replay.load(tmp_path, n_step=n_step, discount=0.5)
+  # As everywhere, the last rows of a shard are without a transition if n more are not there.
+  steps = [(first, num, end) for first, num, end in steps if first + n_step < frame - 1]
+  batch = replay.gather(data, replay.valid_rows(data))
+  firsts, nums, ends = np.array(steps).T
+  np.testing.assert_array_equal(batch.s_tm1[:, 0, 0, -1], firsts)
+  np.testing.assert_allclose(batch.r_t, [sum(0.25 * 0.5**k for k in range(num)) for num in nums])
+  np.testing.assert_allclose(batch.discount_t, (1 - ends) * 0.5**n_step)
+  going_on = ends == 0
+  np.testing.assert_array_equal(batch.s_t[going_on, 0, 0, -1], (firsts + n_step)[going_on])
+  logs = replay.Logs(tmp_path)
+  assert logs.mean_episode_return == (0.25 * 1 + 0.25 * 6) / 2
 
 
 def test_shards_load_in_the_order_given(logs):

@@ -4,14 +4,19 @@ In the problem, action a leads to state a; in state 1, action 1 ends the episode
 told by the grey of its frame.
 """
 
+import gzip
 import importlib
 import inspect
+import itertools
 import os
 import pathlib
+import struct
 import types
 from collections.abc import Callable
 from typing import Any
 
+import cv2
+import google_crc32c
 import haiku as hk
 import jax
 import jax.numpy as jnp
@@ -19,7 +24,7 @@ import numpy as np
 import optax
 
 from offline_zoo import processors, replay
-from offline_zoo.logs import dqn_replay
+from offline_zoo.logs import dqn_replay, rl_unplugged
 
 # Every directory with a run_atari.py is an agent, and what tests say of all agents holds for it.
 AGENTS = sorted(path.parent.name for path in pathlib.Path(__file__).parent.glob('*/run_atari.py'))
@@ -157,3 +162,42 @@ def make_shard(num_rows: int, capacity: int | None = None, **columns) -> dqn_rep
   for name, values in columns.items():
     rows[name][: len(values)] = values
   return dqn_replay.Shard(**rows, add_count=num_rows)
+
+
+def serialise_example(features: dict[str, list]) -> bytes:
+  """A `tf.train.Example` with lists of bytes, int or float."""
+  example = rl_unplugged._Example()
+  kinds = {bytes: 'bytes_list', int: 'int64_list', float: 'float_list'}
+  for name, values in features.items():
+    feature = example.features.feature[name]
+    if values:
+      getattr(feature, kinds[type(values[0])]).value.extend(values)
+  return example.SerializeToString(deterministic=True)
+
+
+def tfrecord(content: bytes) -> bytes:
+  """A record of a TFRecord file."""
+
+  def checksum(data: bytes) -> bytes:
+    crc = google_crc32c.value(data)
+    return struct.pack('<I', ((crc >> 15 | crc << 17) + 0xA282EAD8) % 2**32)
+
+  length = struct.pack('<Q', len(content))
+  return length + checksum(length) + content + checksum(content)
+
+
+def write_rl_unplugged(path: pathlib.Path, shard: dqn_replay.Shard) -> None:
+  """Writes a shard, up to its last episode's end, as a published file of RL Unplugged."""
+  ends = np.flatnonzero(shard.terminal[: shard.num_rows]) + 1
+  with gzip.open(path, 'wb', compresslevel=1) as file:
+    for start, end in itertools.pairwise([0, *ends]):
+      rows = slice(start + dqn_replay.NUM_PADDING_ROWS, end)
+      frames = shard.observation[rows]
+      pngs = [cv2.imencode('.png', frame)[1].tobytes() for frame in frames]
+      features = {
+        'observations': [*pngs, pngs[0]],  # the terminal state is in no log shard
+        'actions': [*shard.action[rows].tolist(), 0],
+        'unclipped_rewards': [*shard.reward[rows].tolist(), 0.0],
+        'discounts': [1.0] * len(frames) + [0.0],
+      }
+      file.write(tfrecord(serialise_example(features)))

@@ -39,7 +39,7 @@ class EncodedShard:
     frames: [n, 7, k] uint8.
     actions: [n] uint8.
     rewards: [n] as logged; int8, int16 or float32, the smallest that holds them exactly.
-    terminals: [n] bool.
+    terminals: [n] uint8, as in `logs.shard.Rows`.
     episode_returns: [e] float64, sums of rewards as logged, of episodes that lie whole within it.
     checksum: [] uint32, a CRC-32 of frames, actions, rewards as logged, and terminals.
   """

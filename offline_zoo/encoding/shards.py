@@ -92,13 +92,15 @@ def _episode_returns(is_blank: bool, reward: np.ndarray, terminal: np.ndarray) -
   Args:
     is_blank: whether the first frame is all zeros.
     reward: [n], as logged.
-    terminal: [n].
+    terminal: [n] uint8.
   """
   ends = np.flatnonzero(terminal)
+  is_whole = terminal[ends] == logs.shard.TERMINAL
   returns = np.diff(np.cumsum(reward, dtype=np.float64)[ends], prepend=0.0)
   # The first end closes an episode that begins in this shard only if the shard opens with padding.
-  begins_here = len(reward) and is_blank and reward[0] == 0 and not terminal[0]
-  return returns if begins_here else returns[1:]
+  begins_here = len(reward) > 0 and is_blank and reward[0] == 0 and not terminal[0]
+  is_whole[:1] &= begins_here
+  return returns[is_whole]
 
 
 def _smallest(rewards: np.ndarray) -> np.ndarray:
@@ -112,17 +114,17 @@ def _smallest(rewards: np.ndarray) -> np.ndarray:
 
 
 def _encode_shard(
-  encoder, log_shard: logs.shard.LogShard, rows: logs.shard.Rows, num_rows: int, bar
+  encoder, log_shard: logs.shard.LogShard, rows: logs.shard.Rows, bar
 ) -> replay_cache.EncodedShard:
-  """Encodes a shard's first rows; reads all of them, so that damage anywhere is found.
+  """Encodes a shard.
 
   Args:
     encoder: of the shards before.
     log_shard: whose frames are read.
-    rows: its rows.
-    num_rows: how many to encode.
+    rows: those to encode.
     bar: is told of each frame that is read.
   """
+  num_rows = len(rows.action)
   ids = np.empty((num_rows, frame_store.NUM_BANDS), np.uint32)
   checksum, is_blank, start = 0, False, 0
   for pixels in log_shard.read_frames(rows.num_frames):
@@ -137,10 +139,8 @@ def _encode_shard(
 
   num_items = encoder.num_items
   new = encoder.take_new()
-  actions = rows.action[:num_rows].astype(np.uint8)
-  rewards = rows.reward[:num_rows]
-  terminals = rows.terminal[:num_rows].astype(bool)
-  for column in (actions, rewards, terminals):
+  actions = rows.action.astype(np.uint8)
+  for column in (actions, rows.reward, rows.terminal):
     checksum = isal_zlib.crc32(column.data, checksum)
   return replay_cache.EncodedShard(
     tiles=new.tiles,
@@ -148,9 +148,9 @@ def _encode_shard(
     bands=frame_store.pack(new.bands, num_items[1]),
     frames=frame_store.pack(ids, num_items[2]),
     actions=actions,
-    rewards=_smallest(rewards),
-    terminals=terminals,
-    episode_returns=_episode_returns(is_blank, rewards, terminals),
+    rewards=_smallest(rows.reward),
+    terminals=rows.terminal,
+    episode_returns=_episode_returns(is_blank, rows.reward, rows.terminal),
     checksum=np.array(checksum, np.uint32),
   )
 
@@ -207,7 +207,11 @@ def _chain(
     if not missing:
       return cache.shards
     # The small files of all shards first: most bad input is then found within seconds.
-    small_files = {number: there[number].read_small_files(num_actions) for number in missing}
+    small_files = {}
+    with program.progress_bar(len(missing), 'checking', 'shard') as bar:
+      for number in missing:
+        small_files[number] = there[number].read_small_files(num_actions, max_rows_per_shard)
+        bar.update()
     from offline_zoo.encoding import frame_encoder  # which imports Numba
 
     encoder = frame_encoder.Encoder([encoded.dictionaries for encoded in cache.shards.values()])
@@ -217,10 +221,7 @@ def _chain(
       done = 0
       for number in missing:
         rows = small_files.pop(number)
-        num_rows = len(rows.action)
-        if max_rows_per_shard is not None:
-          num_rows = min(num_rows, max_rows_per_shard)
-        encoded = _encode_shard(encoder, there[number], rows, num_rows, bar)
+        encoded = _encode_shard(encoder, there[number], rows, bar)
         cache.append(number, fingerprints[number], encoded)
         done += rows.num_frames
         seconds = time.monotonic() - started

@@ -1,15 +1,43 @@
 """Formats of logged play, and what makes it: readers, writers, demo logs."""
 
 import os
+import pathlib
 from collections.abc import Sequence
 
-from offline_zoo.logs import dqn_replay, shard
+from absl import logging
+
+from offline_zoo.logs import dqn_replay, rl_unplugged, shard
 
 
 def open_shards(replay_dir: str | os.PathLike) -> Sequence[shard.LogShard]:
   """Lists the shards in a replay directory, in ascending order of their numbers.
 
+  Args:
+    replay_dir: a directory with shards of one format, or, where there are several runs of RL
+      Unplugged in one, <directory>/run_<run>.
+
   Raises:
-    OSError: no such directory, or no shard in it.
+    OSError: no such directory, no shard in it, or a file is missing.
+    ValueError: there are files of several formats, runs or sets.
   """
-  return dqn_replay.open_shards(replay_dir)
+  found: dict[str, Sequence[shard.LogShard]] = {
+    'shards of the DQN Replay Dataset': dqn_replay.open_shards(replay_dir),
+    'checkpoints of RL Unplugged, as published': rl_unplugged.open_published(replay_dir),
+    'checkpoints of RL Unplugged, as TFDS prepares them': rl_unplugged.open_prepared(replay_dir),
+  }
+  found = {kind: shards for kind, shards in found.items() if shards}
+  if not found:
+    directory = pathlib.Path(replay_dir)
+    if not directory.exists():
+      raise FileNotFoundError(f'{directory}: no such replay directory')
+    if not directory.is_dir():
+      raise NotADirectoryError(f'{directory}: expected a directory')
+    raise FileNotFoundError(
+      f'{directory}: no log shards here; looked for files such as $store$_observation_ckpt.0.gz, '
+      'run_1-00000-of-00050 or rlu_atari_checkpoints_ordered-checkpoint_00.tfrecord-00000-of-00001'
+    )
+  if len(found) > 1:
+    raise ValueError(f'{replay_dir}: expected logs of one kind, got {" and ".join(found)}')
+  ((kind, shards),) = found.items()
+  logging.info('%s: %d %s', replay_dir, len(shards), kind)
+  return shards

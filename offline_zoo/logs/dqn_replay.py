@@ -171,15 +171,15 @@ class ShardFiles:
       for name, stat in stats.items()
     }
 
-  def read_small_files(self, num_actions: int | None) -> shard.Rows:
+  def read_small_files(self, num_actions: int | None, max_rows: int | None = None) -> shard.Rows:
     """Reads and checks all but the frames; see `shard.LogShard`."""
     columns, add_count = self._read_small_files()
     capacity = len(columns['terminal'])
     # Only rows that are not stale: what the others hold is nobody's business.
     used = {name: column[: add_count % capacity] for name, column in columns.items()}
-    rows = shard.Rows(**used, num_frames=capacity)
-    shard.check_rows(self, rows, num_actions)
-    return rows
+    shard.check_rows(self, shard.Rows(**used, num_frames=capacity), num_actions)
+    kept = {name: column[:max_rows] for name, column in used.items()}
+    return shard.Rows(**kept, num_frames=capacity)
 
   def _read_small_files(self) -> tuple[dict[str, np.ndarray], int]:
     """The columns but for the frames, stale rows included, and add_count."""
@@ -306,26 +306,18 @@ class ShardFiles:
 
 
 def open_shards(replay_dir: str | os.PathLike) -> list[ShardFiles]:
-  """Lists the shards in a directory, in ascending order of their numbers.
+  """Lists the shards in a directory, in ascending order of their numbers; none if it holds none.
 
   A shard counts when any of its files is there, so that one that lacks files is not passed over in
   silence but reported when it is read.
-
-  Raises:
-    FileNotFoundError: no such directory, or no shard in it.
-    NotADirectoryError: it is not a directory.
   """
   directory = pathlib.Path(replay_dir)
-  if not directory.exists():
-    raise FileNotFoundError(f'{directory}: no such replay directory')
+  if not directory.is_dir():
+    return []
   names = rf'\$store\$_(?:{"|".join(_COLUMNS)})|add_count'
   pattern = re.compile(rf'({names})_ckpt\.([0-9]+)\.gz')
   matches = [match for path in directory.iterdir() if (match := pattern.fullmatch(path.name))]
   numbers = sorted({int(match[2]) for match in matches})
-  if not numbers:
-    raise FileNotFoundError(
-      f'{directory}: no log shards here; looked for files such as $store$_observation_ckpt.0.gz'
-    )
   counted = {int(match[2]) for match in matches if match[1] == 'add_count'}
   if assumed := [number for number in numbers if number not in counted]:
     logging.warning(

@@ -15,6 +15,9 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 
 MAX_ACTION = 255  # what the replay has room for
+# What `terminal` is in an episode's last row: the episode ended with it, or it was cut, and what
+# followed is in no row.
+TERMINAL, CUT = 1, 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,9 +27,9 @@ class Rows:
   Attributes:
     action: [n] int32, index into the game's minimal action set.
     reward: [n] float32, as logged.
-    terminal: [n] uint8, 1 on an episode's last row.
-    num_frames: how many frames the shard's stream has: those of these rows, and then others, which
-      are of no use but read all the same, so that damage is found.
+    terminal: [n] uint8, TERMINAL or CUT on an episode's last row, 0 on others.
+    num_frames: how many frames are read: those of these rows, and in some formats others after
+      them, which are of no use, so that damage is found.
   """
 
   action: np.ndarray
@@ -48,8 +51,12 @@ class LogShard(Protocol):
   def fingerprint(self) -> Any:
     """What changes when a file of the shard does; of the kinds that JSON gives back unchanged."""
 
-  def read_small_files(self, num_actions: int | None) -> Rows:
+  def read_small_files(self, num_actions: int | None, max_rows: int | None = None) -> Rows:
     """Reads all but the frames, within seconds, and checks it: see `check_rows`.
+
+    Args:
+      num_actions: the size of the game's action set, if it is known.
+      max_rows: how many of the first rows to keep; all of them if None.
 
     Raises:
       OSError: a file is missing, or is not a regular one.
@@ -71,8 +78,8 @@ class FormatError(ValueError):
   """Its message says what is wrong with which file, in one line."""
 
 
-def expect(condition: object, path: pathlib.Path, expected: str, got: object) -> None:
-  """Checks something about a file.
+def expect(condition: object, path: pathlib.Path | str, expected: str, got: object) -> None:
+  """Checks something about a file, or about what else a message may name first.
 
   Raises:
     FormatError: it is not so.
