@@ -79,7 +79,8 @@ def main() -> None:
       same.append(name)
       continue
     cells = [name, *(str(player.environment.observation_spec().shape[0]) for player in players)]
-    cells += [first(frames), f'{frames.mean():.0%}', f'{shares[frames].mean():.1%}']
+    pixels = f'{shares[frames].mean():.1%}' if frames.any() else ''
+    cells += [first(frames), f'{frames.mean():.0%}', pixels]
     cells += [first(unequal), *(f'{total:,.0f}' for total in rewards.sum(axis=0))]
     print(f'| {" | ".join(cells)} |', flush=True)
   print(f'\nThe same file, hence the same play: {", ".join(same)}.')

@@ -20,7 +20,7 @@ import tempfile
 
 from absl import logging
 
-from offline_zoo import atari_data, parts
+from offline_zoo import atari_data, program
 
 SDIST = 'atari-py-0.2.5'
 SDIST_SHA256 = '681b4812d5d83edaee00f2e61a042bc7233adaea99902f8bdea55b64008fc1e2'
@@ -98,8 +98,20 @@ def _digest(path: pathlib.Path, algorithm: str) -> str:
     return hashlib.file_digest(file, algorithm).hexdigest()
 
 
+def default_dir() -> pathlib.Path:
+  """Where the ROMs are kept: $XDG_CACHE_HOME/offline_zoo/atari_py_roms.
+
+  Raises:
+    FileNotFoundError: the user has no home directory.
+  """
+  home = program.user_cache_dir()
+  if home is None:
+    raise FileNotFoundError('--rom_dir: there is no home directory for ROMs; name one')
+  return home / 'atari_py_roms'
+
+
 def main(config: Config) -> None:
-  rom_dir = pathlib.Path(config.rom_dir or parts.user_cache_dir() / 'atari_py_roms')
+  rom_dir = pathlib.Path(config.rom_dir or default_dir())
   fetch(rom_dir, pathlib.Path(config.sdist) if config.sdist else None)
   logging.info('ROMs of %s: add --rom_dir=%s to evaluate with them', SDIST, rom_dir)
 
@@ -107,4 +119,4 @@ def main(config: Config) -> None:
 if __name__ == '__main__':
   if sys.argv[1:2] == ['fetch']:  # the one thing it does
     del sys.argv[1]
-  parts.run(main, Config)
+  program.run(main, Config)

@@ -25,7 +25,7 @@ class Config:
 
   environment_name: str = 'pong'  # snake_case name of a game, see atari_data.py
   replay_dir: str | None = None  # directory of log shards; default: demo logs, made if missing
-  shards: tuple[int, ...] | None = None  # numbers of the shards to load; default: all
+  shards: tuple[int, ...] | None = None  # shards to load, such as 0-9,12; default: all
   max_rows_per_shard: int | None = None  # first rows of each shard to load (CQL's 1%: 10000)
   replay_cache_dir: str | None = None  # keeps encoded shards; default: ~/.cache; none: does not
   replay_memory_gb: float | None = None  # 10^9 bytes; default: free GPU memory, half of a CPU's
@@ -43,6 +43,7 @@ class Config:
   eval_steps: int = 125_000  # agent steps after each iteration, in whole episodes; as above
   eval_epsilon: float = 0.001  # probability of a random action in evaluation; paper
   sticky_action_probability: float = 0.25  # per emulator frame; Machado et al. 2018
+  rom_dir: str | None = None  # of ROMs to evaluate with, see roms.py; default: the emulator's own
 
   # Learning
 
@@ -105,6 +106,7 @@ def main(config: Config) -> None:
     return atari_env.AtariEnv(
       config.environment_name,
       sticky_action_probability=config.sticky_action_probability,
+      rom_dir=config.rom_dir,
       seed=seed,
     )
 
@@ -123,6 +125,8 @@ def main(config: Config) -> None:
     seed=config.seed,
   )
   logging.info('Replay: %s', logs.describe())
+  if config.replay_dir and (note := atari_env.rom_note(config.environment_name, config.rom_dir)):
+    logging.warning(note)
 
   data = logs.resident(run.progress.iteration, config.num_iterations)
   learner: parts.Learner = make_agent(config, num_actions, data)
