@@ -45,7 +45,9 @@ def _make_flag(name: str, kind: Any, default: Any, text: str) -> flags.Flag:
   if kind is bool:
     return flags.BooleanFlag(name, default, text)
   if typing.get_origin(kind) is tuple:
-    return flags.Flag(flags.ListParser(), flags.CsvListSerializer(','), name, default, text)
+    list_parser = flags.ListParser()
+    list_parser.syntactic_help = 'numbers and ranges, such as 0-3,7'
+    return flags.Flag(list_parser, flags.CsvListSerializer(','), name, default, text)
   if kind is str:
     parser: flags.ArgumentParser = flags.ArgumentParser()
     parser.syntactic_help = 'a string'
@@ -165,10 +167,10 @@ def check_experiment(config: Any) -> None:
 
 
 def progress_bar(total: int, description: str, unit: str, initial: int = 0) -> tqdm:
-  """Shows a bar on a terminal, nothing elsewhere."""
+  """Shows a bar on a terminal, nothing elsewhere. Bytes, the unit B, go up in kB, MB and GB."""
   return tqdm(
-    total=total, initial=initial, desc=description, unit=unit, leave=False, disable=None,
-    dynamic_ncols=True,
+    total=total, initial=initial, desc=description, unit=unit, unit_scale=unit == 'B',
+    leave=False, disable=None, dynamic_ncols=True,
   )  # fmt: skip
 
 

@@ -25,7 +25,7 @@ class Config:
 
   environment_name: str = 'pong'  # snake_case name of a game, see atari_data.py
   replay_dir: str | None = None  # directory of log shards; default: demo logs, made if missing
-  shards: tuple[int, ...] | None = None  # shards to load, such as 0-9,12; default: all
+  shards: tuple[int, ...] | None = None  # numbers of the shards to load; default: all
   max_rows_per_shard: int | None = None  # first rows of each shard to load (CQL's 1%: 10000)
   replay_cache_dir: str | None = None  # keeps encoded shards; default: ~/.cache; none: does not
   replay_memory_gb: float | None = None  # 10^9 bytes; default: free GPU memory, half of a CPU's
