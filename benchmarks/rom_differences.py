@@ -64,8 +64,10 @@ def main() -> None:
   parser.add_argument('--steps', type=int, default=1000)
   args = parser.parse_args()
   same = []
-  print('| game | rows | | frames differ from step | in steps | in pixels |', end='')
-  print(' rewards differ from step | sum | |\n| | ale-py | atari-py | | | | | ale-py | atari-py |')
+  print(
+    '| game | rows: ale-py | atari-py | frames differ from step | in steps | in pixels ', end=''
+  )
+  print('| rewards differ from step | sum: ale-py | atari-py |')
   print('|---' * 9 + '|', flush=True)
   for name in atari_data.DQN_REPLAY_GAMES:
     players = [Player(name, rom_dir) for rom_dir in (None, args.rom_dir)]

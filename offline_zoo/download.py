@@ -130,7 +130,7 @@ class File(NamedTuple):
 
   @property
   def partial_name(self) -> str:
-    """What it is called here until it is complete."""
+    """Names it as it is called here until it is complete."""
     return f'.{self.basename}.{self.generation}.partial'
 
 
@@ -199,14 +199,14 @@ def _persist(what: str, attempt: Callable[[], _T], stop: threading.Event, progre
 
 
 def _url(config: Config, name: str = '', **query: str | int) -> str:
-  """The address of a file in the bucket, or of the list of all."""
+  """Gives the address of a file in the bucket, or of the list of all."""
   path = urllib.parse.quote(f'/storage/v1/b/{SOURCES[config.source].bucket}/o')
   path += f'/{urllib.parse.quote(name, safe="")}' if name else ''
   return f'{config.base_url.rstrip("/")}{path}?{urllib.parse.urlencode(query)}'
 
 
 def _refused(config: Config, error: urllib.error.HTTPError, name: str = '') -> OSError:
-  """What to tell of a definite answer that is not what was asked for."""
+  """Makes the error to raise for a definite answer that is not what was asked for."""
   source = SOURCES[config.source]
   if error.code in (401, 403) or (error.code == 404 and not name):
     return PermissionError(
@@ -256,7 +256,7 @@ def _pages(config: Config, prefix: str, delimiter: str = '') -> Iterator[dict[st
 
 
 def _missing(config: Config) -> FileNotFoundError:
-  """What to tell when nothing is listed of a run."""
+  """Makes the error to raise when nothing is listed of a run."""
   source = SOURCES[config.source]
   games = source.prefix.partition('{')[0]
   directories = {
@@ -315,7 +315,7 @@ def find(config: Config) -> list[File]:
 
 
 def _size(path: pathlib.Path) -> int:
-  """In bytes; 0 of a file that is not there."""
+  """Tells a size in bytes; 0 of a file that is not there."""
   return path.stat().st_size if path.exists() else 0
 
 
@@ -408,7 +408,7 @@ def _remove_outdated(files: list[File], directory: pathlib.Path) -> None:
 
 
 def _size_here(file: File, directory: pathlib.Path) -> int:
-  """How much of a file seems to be here, in bytes."""
+  """Tells how much of a file seems to be here, in bytes."""
   whole = _size(directory / file.basename)
   return whole if whole == file.size else min(_size(directory / file.partial_name), file.size)
 

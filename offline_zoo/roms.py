@@ -99,7 +99,7 @@ def _digest(path: pathlib.Path, algorithm: str) -> str:
 
 
 def default_dir() -> pathlib.Path:
-  """Where the ROMs are kept: $XDG_CACHE_HOME/offline_zoo/atari_py_roms.
+  """Names where the ROMs are kept: $XDG_CACHE_HOME/offline_zoo/atari_py_roms.
 
   Raises:
     FileNotFoundError: the user has no home directory.
