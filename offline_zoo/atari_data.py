@@ -54,8 +54,18 @@ class Game:
     return self.name
 
   @property
+  def rom_md5(self) -> str:
+    """Gives the MD5, in hexadecimal digits, of the game's ROM in ale-py 0.12.1."""
+    return _ROM_MD5[self.name][0]
+
+  @property
+  def logged_rom_md5(self) -> str | None:
+    """Gives that of atari-py 0.2.5, which logged the public datasets; None: it had no such game."""
+    return _ROM_MD5[self.name][1]
+
+  @property
   def directory(self) -> str:
-    """Names the directory in the bucket gs://atari-replay-datasets/dqn, such as `MsPacman`."""
+    """Names the game's directory in the buckets of both public datasets, such as `MsPacman`."""
     return ''.join(word.capitalize() for word in self.name.split('_'))
 
   @property
@@ -129,6 +139,72 @@ GAMES: tuple[Game, ...] = (
   Game('yars_revenge',     3092.9,  54576.9),
   Game('zaxxon',             32.5,   9173.3),
 )  # fmt: skip
+
+#                         ale-py 0.12.1                       atari-py 0.2.5
+_ROM_MD5: dict[str, tuple[str, str | None]] = {
+  'air_raid': ('35be55426c1fec32dfb503b4f0651572', '35be55426c1fec32dfb503b4f0651572'),
+  'alien': ('f1a0a23e6464d954e3a9579c4ccd01c8', 'f1a0a23e6464d954e3a9579c4ccd01c8'),
+  'amidar': ('acb7750b4d0c4bd34969802a7deb2990', '056f5d886a4e7e6fdd83650554997d0d'),
+  'assault': ('de78b3a064d374390ac0710f95edde92', 'c31a17942d162b80962cb1f7571cd1d5'),
+  'asterix': ('89a68746eff7f266bbf08de2483abe55', '89a68746eff7f266bbf08de2483abe55'),
+  'asteroids': ('ccbd36746ed4525821a8083b0d6d2c2c', 'ccbd36746ed4525821a8083b0d6d2c2c'),
+  'atlantis': ('9ad36e699ef6f45d9eb6c4cf90475c9f', '0b33252b680b65001e91a411e56e72e9'),
+  'bank_heist': ('00ce0bdd43aed84a983bef38fe7f5ee3', '83b8c01c72306d60dd9b753332ebd276'),
+  'battle_zone': ('41f252a66c6301f1e8ab3612c19bc5d4', 'e434c0e161dd3c3fb435eb6bad2e182c'),
+  'beam_rider': ('79ab4123a83dc11d468fb2108ea09e2e', '79ab4123a83dc11d468fb2108ea09e2e'),
+  'berzerk': ('136f75c4dd02c29283752b7e5799f978', 'fac28963307b6e85082ccd77c88325e7'),
+  'bowling': ('c9b7afad3bfd922e006a6bfc1d4f3fe7', 'c9b7afad3bfd922e006a6bfc1d4f3fe7'),
+  'boxing': ('c3ef5c4653212088eda54dc91d787870', 'c3ef5c4653212088eda54dc91d787870'),
+  'breakout': ('f34f08e5eb96e500e851a80be3277a56', 'f34f08e5eb96e500e851a80be3277a56'),
+  'carnival': ('028024fb8e5e5f18ea586652f9799c96', 'de29e46dbea003c3c09c892d668b9413'),
+  'centipede': ('91c2098e88a6b13f977af8c003e0bca5', '17d000a2882f9fdaa8b4a391ad367f00'),
+  'chopper_command': ('c1cb228470a87beb5f36e90ac745da26', 'c1cb228470a87beb5f36e90ac745da26'),
+  'crazy_climber': ('55ef7b65066428367844342ed59f956c', '55ef7b65066428367844342ed59f956c'),
+  'defender': ('0f643c34e40e3f1daafd9c524d3ffe64', 'e1029676edb3d35b76ca943da7434da8'),
+  'demon_attack': ('f0e0addc07971561ab80d9abe1b8d333', 'b24f6a5820a4b7763a3d547e3e07441d'),
+  'double_dunk': ('368d88a6c071caba60b4f778615aae94', 'cfc226d04d7490b69e155abd7741e98c'),
+  'elevator_action': ('71f8bacfbdca019113f3f0801849057e', '71f8bacfbdca019113f3f0801849057e'),
+  'enduro': ('94b92a882f6dbaa6993a46e2dcc58402', '94b92a882f6dbaa6993a46e2dcc58402'),
+  'fishing_derby': ('b8865f05676e64f3bec72b9defdacfa7', 'b8865f05676e64f3bec72b9defdacfa7'),
+  'freeway': ('8e0ab801b1705a740b476b7f588c6d16', '8e0ab801b1705a740b476b7f588c6d16'),
+  'frostbite': ('4ca73eb959299471788f0b685c3ba0b5', '4ca73eb959299471788f0b685c3ba0b5'),
+  'gopher': ('c16c79aad6272baffb8aae9a7fff0864', '8f90590dba143d783df5a6cff2000e4d'),
+  'gravitar': ('8ac18076d01a6b63acf6e2cab4968940', '4767356fa0ed3ebe21437b4473d4ee28'),
+  'hero': ('fca4a5be1251927027f2c24774a02160', 'fca4a5be1251927027f2c24774a02160'),
+  'ice_hockey': ('a4c08c4994eb9d24fb78be1793e82e26', '47711c44723da5d67047990157dcb5dd'),
+  'jamesbond': ('e51030251e440cffaab1ac63438b44ae', 'e51030251e440cffaab1ac63438b44ae'),
+  'journey_escape': ('718ae62c70af4e5fd8e932fee216948a', '718ae62c70af4e5fd8e932fee216948a'),
+  'kangaroo': ('4326edb70ff20d0ee5ba58fa5cb09d60', '4326edb70ff20d0ee5ba58fa5cb09d60'),
+  'krull': ('4baada22435320d185c95b7dd2bcdb24', 'cc724ebe74a109e39c0b2784ddc980ca'),
+  'kung_fu_master': ('5b92a93b23523ff16e2789b820e2a4c5', '0b4e793c9425175498f5a65a3e960086'),
+  'montezuma_revenge': ('3347a6dd59049b15a38394aa2dafa585', '3347a6dd59049b15a38394aa2dafa585'),
+  'ms_pacman': ('87e79cd41ce136fd4f72cc6e2c161bee', '9469d18238345d87768e8965f9f4a6b2'),
+  'name_this_game': ('36306070f0c90a72461551a7a4f3a209', 'f98d2276d4a25b286135566255aea9d0'),
+  'phoenix': ('7e52a95074a66640fcfde124fffd491a', '7e52a95074a66640fcfde124fffd491a'),
+  'pitfall': ('3e90cf23106f2e08b2781e41299de556', 'f73d2d0eff548e8fc66996f27acf2b4b'),
+  'pong': ('60e0ea3cbe0913d39803477945e9e5ec', '60e0ea3cbe0913d39803477945e9e5ec'),
+  'pooyan': ('4799a40b6e889370b7ee55c17ba65141', '668dc528b7ea9345140f4fcfbecf7066'),
+  'private_eye': ('ef3a4f64b6494ba770862768caf04b86', 'ef3a4f64b6494ba770862768caf04b86'),
+  'qbert': ('484b0076816a104875e00467d431c2d2', '484b0076816a104875e00467d431c2d2'),
+  'riverraid': ('393948436d1f4cc3192410bb918f9724', 'da5096000db5fdaa8d02db57d9367998'),
+  'road_runner': ('ce5cc62608be2cd3ed8abd844efb8919', '7d3cdde63b16fa637c4484e716839c94'),
+  'robotank': ('4f618c2429138e0280969193ed6c107e', '4f618c2429138e0280969193ed6c107e'),
+  'seaquest': ('240bfbac5163af4df5ae713985386f92', '240bfbac5163af4df5ae713985386f92'),
+  'skiing': ('b76fbadc8ffb1f83e2ca08b6fb4d6c9f', '367411b78119299234772c08df10e134'),
+  'solaris': ('e72eb8d4410152bdcb69e7fba327b420', 'e72eb8d4410152bdcb69e7fba327b420'),
+  'space_invaders': ('72ffbef6504b75e69ee1045af9075f66', '61dbe94f110f30ca4ec524ae5ce2d026'),
+  'star_gunner': ('a3c1c70024d7aabb41381adbfb6d3b25', 'a3c1c70024d7aabb41381adbfb6d3b25'),
+  'surround': ('4d7517ae69f95cfbc053be01312b7dba', None),
+  'tennis': ('42cdd6a9e42a3639e190722b8ea3fc51', 'a5c96b046d5f8b7c96daaa12f925bef8'),
+  'time_pilot': ('fc2104dd2dadf9a6176c1c1c8f87ced9', 'fc2104dd2dadf9a6176c1c1c8f87ced9'),
+  'tutankham': ('085322bae40d904f53bdcc56df0593fc', '66c2380c71709efa7b166621e5bb4558'),
+  'up_n_down': ('a499d720e7ee35c62424de882a3351b6', 'a499d720e7ee35c62424de882a3351b6'),
+  'venture': ('3e899eba0ca8cd2972da1ae5479b4f0d', 'c63a98ca404aa5ee9fcff1de488c3f43'),
+  'video_pinball': ('107cc025334211e6d29da0b6be46aec7', 'a2424c1a0c783d7585d701b1c71b5fdc'),
+  'wizard_of_wor': ('7e8aa18bc9502eb57daaf5e7c1e94da7', '663ef22eb399504d5204c543b8a86bcd'),
+  'yars_revenge': ('c5930d0e8cdae3e037349bfa08e871be', 'ee8027d554d14c8d0b86f94737d2fdcc'),
+  'zaxxon': ('eea0da9b987d661264cce69a7c13c3bd', 'eea0da9b987d661264cce69a7c13c3bd'),
+}  # fmt: skip
 
 DQN_REPLAY_GAMES: tuple[str, ...] = tuple(g.name for g in GAMES if g.in_dqn_replay)
 ATARI_57_GAMES: tuple[str, ...] = tuple(g.name for g in GAMES if g.human_score is not None)

@@ -1,5 +1,6 @@
 """Tests for atari_data."""
 
+import hashlib
 import math
 
 import ale_py
@@ -51,8 +52,18 @@ def test_directories_are_those_of_the_dataset() -> None:
 def test_ale_has_the_rom_and_the_environment(name: str) -> None:
   path = ale_py.roms.get_rom_path(atari_data.game(name).rom)
   assert path is not None and path.is_file()
+  assert hashlib.md5(path.read_bytes()).hexdigest() == atari_data.game(name).rom_md5
   spec = gymnasium.spec(atari_data.game(name).gym_id)
   assert spec.kwargs['game'] == atari_data.game(name).rom
+
+
+def test_roms_that_the_data_was_logged_with() -> None:
+  games = [atari_data.game(name) for name in atari_data.DQN_REPLAY_GAMES]
+  assert sum(game.rom_md5 != game.logged_rom_md5 for game in games) == 29
+  # As Stella's list of ROMs has them: Atari's Ms. Pac-Man, and CCE's.
+  assert atari_data.game('ms_pacman').rom_md5 == '87e79cd41ce136fd4f72cc6e2c161bee'
+  assert atari_data.game('ms_pacman').logged_rom_md5 == '9469d18238345d87768e8965f9f4a6b2'
+  assert atari_data.game('surround').logged_rom_md5 is None
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import itertools
 import logging as std_logging
 import os
 import pathlib
@@ -44,7 +45,9 @@ def _make_flag(name: str, kind: Any, default: Any, text: str) -> flags.Flag:
   if kind is bool:
     return flags.BooleanFlag(name, default, text)
   if typing.get_origin(kind) is tuple:
-    return flags.Flag(flags.ListParser(), flags.CsvListSerializer(','), name, default, text)
+    list_parser = flags.ListParser()
+    list_parser.syntactic_help = 'numbers and ranges, such as 0-3,7'
+    return flags.Flag(list_parser, flags.CsvListSerializer(','), name, default, text)
   if kind is str:
     parser: flags.ArgumentParser = flags.ArgumentParser()
     parser.syntactic_help = 'a string'
@@ -80,9 +83,9 @@ def define_flags(config_class: type, arguments: str | None = None) -> list[str]:
   """Defines an absl flag for each field of a Config dataclass; returns the names of their groups.
 
   The flag has the field's name and default; its help text and group are comments in the class, see
-  `dqn/run_atari.py`. Types are int, float, bool, str and tuple[int, ...] (a comma-separated list),
-  each also with `| None`, for which a number's flag takes the word none. The field `arguments`, if
-  any, has no flag.
+  `dqn/run_atari.py`. Types are int, float, bool, str and tuple[int, ...] (a list of numbers and
+  ranges, such as 0-3,7), each also with `| None`, for which a number's flag takes the word none.
+  The field `arguments`, if any, has no flag.
   """
   texts = _help_texts(config_class)
   for field in dataclasses.fields(config_class):
@@ -93,11 +96,22 @@ def define_flags(config_class: type, arguments: str | None = None) -> list[str]:
   return list(dict.fromkeys(group for group, _ in texts.values()))
 
 
+def _integers(name: str, items: list[str]) -> tuple[int, ...]:
+  """The integers of a flag such as --shards=0-3,7, in its order."""
+  # So few digits that no range fills the memory.
+  matches = [re.fullmatch(r'([0-9]{1,6})(?:-([0-9]{1,6}))?', item) for item in items]
+  ranges = [range(int(m[1]), int(m[2] or m[1]) + 1) for m in matches if m]
+  if not all(matches) or not all(ranges) or not items:
+    got = ','.join(items) or 'nothing'
+    raise ValueError(f'--{name}: expected numbers and ascending ranges such as 0-3,7, got {got}')
+  return tuple(itertools.chain(*ranges))
+
+
 def config_from_flags(config_class: type, **arguments: tuple[str, ...]) -> Any:
   """Makes the Config that the parsed flags ask for, with a field of `arguments` that are no flags.
 
   Raises:
-    ValueError: a flag has an empty value, or a list flag holds something other than integers.
+    ValueError: a flag has an empty value, or a list flag holds other than integers and ranges.
   """
   values: dict[str, Any] = {**arguments}
   for field in dataclasses.fields(config_class):
@@ -107,10 +121,7 @@ def config_from_flags(config_class: type, **arguments: tuple[str, ...]) -> Any:
     if value == '':
       raise ValueError(f'--{field.name}=: expected a value, got nothing')
     if isinstance(value, list):
-      try:
-        value = tuple(int(item) for item in value)
-      except ValueError:
-        raise ValueError(f'--{field.name}: expected integers, got {",".join(value)}') from None
+      value = _integers(field.name, value)
     values[field.name] = value
   return config_class(**values)
 
@@ -163,10 +174,10 @@ def check_experiment(config: Any) -> None:
 
 
 def progress_bar(total: int, description: str, unit: str, initial: int = 0) -> tqdm:
-  """Shows a bar on a terminal, nothing elsewhere."""
+  """Shows a bar on a terminal, nothing elsewhere. Bytes, the unit B, go up in kB, MB and GB."""
   return tqdm(
-    total=total, initial=initial, desc=description, unit=unit, leave=False, disable=None,
-    dynamic_ncols=True,
+    total=total, initial=initial, desc=description, unit=unit, unit_scale=unit == 'B',
+    leave=False, disable=None, dynamic_ncols=True,
   )  # fmt: skip
 
 

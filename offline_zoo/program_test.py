@@ -66,7 +66,7 @@ def test_flags_from_a_config():
     with pytest.raises(flags.IllegalFlagValueError, match='test_a_bound=nothing'):
       values(['program', '--test_a_bound=nothing'])
     values(['program', '--test_a_list=1,b'])
-    with pytest.raises(ValueError, match='--test_a_list: expected integers, got 1,b'):
+    with pytest.raises(ValueError, match=r'--test_a_list: expected numbers and .*, got 1,b$'):
       program.config_from_flags(Config)
     values(['program', '--test_a_path='])
     with pytest.raises(ValueError, match='--test_a_path=: expected a value'):
@@ -77,11 +77,41 @@ def test_flags_from_a_config():
 
 
 @pytest.mark.parametrize(
+  'text, numbers',
+  [
+    ('5', (5,)),
+    ('0-4', (0, 1, 2, 3, 4)),
+    ('0-1,7', (0, 1, 7)),
+    ('7, 0-1', (7, 0, 1)),
+    ('2,1-3,2-2', (2, 1, 2, 3, 2)),
+    ('00-01', (0, 1)),
+    ('4-0', None),
+    ('0-', None),
+    ('-3', None),
+    ('1--3', None),
+    ('0-1-2', None),
+    ('1,,2', None),
+    ('1.5', None),
+    ('0-999999999', None),
+    ('٣', None),  # another alphabet's digit
+    ('', None),
+  ],
+)
+def test_lists_of_integers_and_ranges(text: str, numbers: tuple[int, ...] | None):
+  items = flags.ListParser().parse(text)
+  if numbers is not None:
+    assert program._integers('shards', items) == numbers
+  else:
+    with pytest.raises(ValueError, match=f'--shards: .* such as 0-3,7, got {text or "nothing"}$'):
+      program._integers('shards', items)
+
+
+@pytest.mark.parametrize(
   'flag, message',
   [
     ('--jax_platform_name=gpuu', 'error: --jax_platform_name=gpuu: JAX finds no such device here'),
     ('--replay_dir=', 'error: --replay_dir=: expected a value, got nothing'),
-    ('--shards=a', 'error: --shards: expected integers, got a'),
+    ('--shards=a', 'error: --shards: expected numbers and ascending ranges such as 0-3,7, got a'),
     ('pong', 'error: expected flags only, got pong'),
   ],
 )

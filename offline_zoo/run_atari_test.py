@@ -24,7 +24,7 @@ import numpy as np
 import pytest
 from absl import logging
 
-from offline_zoo import atari_env, networks, parts, replay, results, testing
+from offline_zoo import atari_data, atari_env, networks, parts, replay, results, testing
 from offline_zoo.logs import dqn_replay
 
 PACKAGE = pathlib.Path(__file__).parent
@@ -231,6 +231,16 @@ def test_what_else_a_run_may_leave_does_not_disturb_it(agent, settings, undistur
   assert events.read_bytes().count(b'eval_episode_return') == 3
 
 
+@one_agent
+def test_a_rom_unlike_that_of_the_public_data_is_noted(agent, after_one, monkeypatch, caplog):
+  settings = {**after_one, 'num_iterations': 1}  # is complete: only resumes
+  run_here(agent, settings)
+  assert 'another ROM' not in caplog.text
+  monkeypatch.setitem(atari_data._ROM_MD5, 'breakout', ('', '0' * 32))
+  run_here(agent, settings)
+  assert caplog.text.count('logged with another ROM of breakout') == 1
+
+
 # Resumption, bit for bit.
 
 
@@ -328,6 +338,7 @@ def test_sigterm_ends_the_program_cleanly(agent, settings):
     ({'shards': (0, 9)}, r'no shards \[9\]'),
     ({'tensorboard_dir': '/proc/none'}, '--tensorboard_dir=/proc/none: cannot be written'),
     ({'video_dir': '/proc/none'}, '--video_dir=/proc/none: cannot be written'),
+    ({'rom_dir': '/nowhere/roms'}, r'--rom_dir=/nowhere/roms: no breakout\.bin there'),
   ],
 )
 @one_agent

@@ -47,6 +47,7 @@ class Config:
   eval_steps: int = 125_000  # agent steps after each iteration, in whole episodes; paper
   eval_epsilon: float = 0.001  # probability of a random action in evaluation; paper
   sticky_action_probability: float = 0.25  # per emulator frame; Machado et al. 2018
+  rom_dir: str | None = None  # of ROMs to evaluate with, see roms.py; default: the emulator's own
 
   # Learning
 
@@ -112,6 +113,7 @@ def main(config: Config) -> None:
     return atari_env.AtariEnv(
       config.environment_name,
       sticky_action_probability=config.sticky_action_probability,
+      rom_dir=config.rom_dir,
       seed=seed,
     )
 
@@ -130,6 +132,8 @@ def main(config: Config) -> None:
     seed=config.seed,
   )
   logging.info('Replay: %s', logs.describe())
+  if config.replay_dir and (note := atari_env.rom_note(config.environment_name, config.rom_dir)):
+    logging.warning(note)
 
   data = logs.resident(run.progress.iteration, config.num_iterations)
   learner: parts.Learner = make_agent(config, num_actions, data)
