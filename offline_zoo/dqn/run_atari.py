@@ -52,6 +52,7 @@ class Config:
   discount: float = 0.99  # of one agent step; paper
   max_abs_reward: float | None = 1.0  # bound of each reward, either way; none: raw rewards; paper
   target_network_update_period: int = 2_000  # gradient updates; paper
+  double_q: bool = False  # online network chooses the next action: Double DQN
   learning_rate: float = 0.00025  # of centered RMSProp; paper
   rmsprop_decay: float = 0.95  # paper
   rmsprop_epsilon: float = 0.00001  # inside the square root; paper
@@ -96,6 +97,7 @@ def make_agent(config: Config, num_actions: int, data: replay.ReplayData) -> age
     processor=processors.AtariProcessor(),
     batch_size=config.batch_size,
     target_network_update_period=config.target_network_update_period,
+    double_q=config.double_q,
     eval_epsilon=config.eval_epsilon,
     rng_key=jax.random.PRNGKey(config.seed),
   )
