@@ -5,6 +5,7 @@ from typing import NamedTuple
 import haiku as hk
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.nn import relu
 
 
@@ -19,6 +20,13 @@ class QuantileNetworkOutputs(NamedTuple):
 
   q_values: jax.Array
   dist_q: jax.Array
+
+
+class CategoricalNetworkOutputs(NamedTuple):
+  """Attributes: q_values: [B, A], means of the distributions; q_logits: [B, A, num_atoms]."""
+
+  q_values: jax.Array
+  q_logits: jax.Array
 
 
 class MultiHeadNetworkOutputs(NamedTuple):
@@ -86,6 +94,22 @@ def quantile_network(num_actions: int, num_quantiles: int) -> hk.Transformed:
     x = hk.Linear(num_quantiles * num_actions, w_init=w_init)(x)
     dist_q = x.reshape(-1, num_quantiles, num_actions)
     return QuantileNetworkOutputs(q_values=jnp.mean(dist_q, axis=1), dist_q=dist_q)
+
+  return hk.without_apply_rng(hk.transform(network))
+
+
+def categorical_network(num_actions: int, atoms: np.ndarray) -> hk.Transformed:
+  """The DQN network with the logits of a distribution for each action (Bellemare et al. 2017).
+
+  Initialised as `quantile_network` is. `atoms` [num_atoms] are what the distributions are over.
+  """
+
+  def network(frames: jax.Array) -> CategoricalNetworkOutputs:
+    w_init = _batch_rl_init()
+    x = relu(hk.Linear(512, w_init=w_init)(nature_torso(preprocess(frames), w_init)))
+    x = hk.Linear(num_actions * len(atoms), w_init=w_init)(x)
+    q_logits = x.reshape(-1, num_actions, len(atoms))
+    return CategoricalNetworkOutputs(q_values=jax.nn.softmax(q_logits) @ atoms, q_logits=q_logits)
 
   return hk.without_apply_rng(hk.transform(network))
 

@@ -98,10 +98,14 @@ def test_white_is_one_and_black_is_zero():
   np.testing.assert_allclose(levels, [0, 0.2, 1], rtol=1e-6)
 
 
+ATOMS = np.linspace(-2, 5, 21, dtype=np.float32)
+
+
 @pytest.mark.parametrize(
   'make, limit_times_root_fan_in, outputs',
   [
     (lambda: networks.quantile_network(6, 50), 3**0.25, {'dist_q': (3, 50, 6)}),
+    (lambda: networks.categorical_network(6, ATOMS), 3**0.25, {'q_logits': (3, 6, 21)}),
     (lambda: networks.multi_head_network(6, 20), 3**0.25, {'q_heads': (3, 6, 20)}),
     (lambda: networks.behaviour_network(6), 1.0, {'behaviour_logits': (3, 6)}),
   ],
@@ -119,6 +123,9 @@ def test_the_other_networks(make, limit_times_root_fan_in, outputs, frames):
     assert getattr(result, name).shape == shape
   if 'dist_q' in outputs:
     np.testing.assert_allclose(result.q_values, result.dist_q.mean(axis=1), rtol=1e-5, atol=1e-7)
+  if 'q_logits' in outputs:
+    want = (jax.nn.softmax(result.q_logits) * ATOMS[None, None]).sum(axis=-1)
+    np.testing.assert_allclose(result.q_values, want, rtol=1e-5, atol=1e-6)
   if 'q_heads' in outputs:
     np.testing.assert_allclose(result.q_values, result.q_heads.mean(axis=-1), rtol=1e-5, atol=1e-7)
   if 'behaviour_logits' in outputs:  # streams share the convolutions alone
