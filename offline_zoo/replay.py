@@ -19,7 +19,7 @@ import psutil
 from absl import logging
 
 from offline_zoo import atari_data, program
-from offline_zoo.encoding import frame_store
+from offline_zoo.encoding import frame_store, replay_cache
 from offline_zoo.encoding import shards as encoded_shards
 
 # Of the accelerator's free memory, what is left to network, optimiser and activations by default.
@@ -90,6 +90,50 @@ def _valid_runs(terminal: np.ndarray, n_step: int) -> tuple[np.ndarray, np.ndarr
   ends = np.minimum(ends, len(terminal) - n_step)
   some = starts < ends
   return starts[some], (ends - starts)[some]
+
+
+def _returns_of_runs(shard: replay_cache.EncodedShard, starts: np.ndarray) -> np.ndarray:
+  """Returns [R], as logged, of the episodes that runs are in; NaN if not whole within the shard.
+
+  Args:
+    shard: whose runs.
+    starts: [R] first rows of the runs; see `_valid_runs`.
+  """
+  ends = np.flatnonzero(shard.terminals)
+  num_cut = len(ends) - len(shard.episode_returns)  # episodes that begin before the shard
+  returns = np.concatenate([np.full(num_cut, np.nan), shard.episode_returns, [np.nan]])
+  return returns[np.searchsorted(ends, starts)]
+
+
+def _least_return(
+  returns: np.ndarray, lengths: np.ndarray, min_episode_return: float | None, top_fraction: float
+) -> float:
+  """The least return of the episodes to keep; see `Logs` for the arguments.
+
+  Args:
+    returns: [R] of the episodes of all runs; NaN for those that are not whole.
+    lengths: [R] of the runs.
+    min_episode_return: what an episode must return; None for any.
+    top_fraction: of the rows of whole episodes.
+
+  Raises:
+    ValueError: no whole episode returns that much, or there is none.
+  """
+  whole = ~np.isnan(returns)
+  if not whole.any():
+    flag = 'top_fraction' if min_episode_return is None else 'min_episode_return'
+    raise ValueError(f'--{flag}: expected logs with whole episodes; none lies whole within a shard')
+  if min_episode_return is not None and min_episode_return > np.nanmax(returns):
+    raise ValueError(
+      f'--min_episode_return={min_episode_return:g}: expected at most {np.nanmax(returns):g}, '
+      'the best logged return'
+    )
+  best_first = np.argsort(-returns[whole], kind='stable')
+  num_rows = np.cumsum(lengths[whole][best_first])
+  # As many of the best as the fraction has room for, but at least one.
+  num_kept = max(np.searchsorted(num_rows, top_fraction * num_rows[-1], side='right'), 1)
+  least = returns[whole][best_first[num_kept - 1]]
+  return max(least, -math.inf if min_episode_return is None else min_episode_return)
 
 
 class _Plan(NamedTuple):
@@ -185,8 +229,8 @@ class Logs:
   Attributes:
     shards: their numbers.
     num_resident_shards: how many are on the device at a time.
-    mean_episode_return: the mean over all episodes that lie whole within a shard of the sum of
-      rewards as logged; NaN without such an episode.
+    mean_episode_return: the mean over all episodes that lie whole within a shard, and are not left
+      out, of the sum of rewards as logged; NaN without such an episode.
     checksum: a CRC-32 that tells logs apart.
   """
 
@@ -200,6 +244,8 @@ class Logs:
     max_abs_reward: float | None = 1.0,
     num_actions: int | None = None,
     max_rows_per_shard: int | None = None,
+    min_episode_return: float | None = None,
+    top_fraction: float | None = None,
     cache_dir: str | os.PathLike | None = None,
     memory_gb: float | None = None,
     num_resident_shards: int | None = None,
@@ -216,6 +262,11 @@ class Logs:
       num_actions: the size of the game's action set, to check the logged actions against.
       max_rows_per_shard: keeps only the first rows of each shard, as CQL's data release does:
         10,000 of a million are its "1%".
+      min_episode_return: keeps only transitions of episodes that lie whole within a shard and
+        return at least this, as logged; None keeps all.
+      top_fraction: likewise, of the best episodes of all chosen shards: as many as have this part,
+        in (0, 1], of the rows that whole episodes have, at least one; ties at the boundary are
+        kept. As the "%BC" of Chen et al. 2021 (arXiv 2106.01345). None keeps all.
       cache_dir: where encoded shards are kept for the next time; None keeps none.
       memory_gb: 10^9 bytes that resident data may take, the incoming subset included; if None, what
         the accelerator has free less 2 GB, or on CPU half of the available memory.
@@ -225,12 +276,14 @@ class Logs:
     Raises:
       FileNotFoundError: the directory, a shard, or a shard's file is missing.
       ValueError: bad arguments, a bad file (see `dqn_replay.read_shard`), no row to begin a
-        transition at, or too little memory for one shard.
+        transition at, no episode to keep, or too little memory for one shard.
     """
     if n_step < 1 or not 0 <= discount <= 1:
       raise ValueError(f'need n_step >= 1 and a discount in [0, 1], got {n_step} and {discount}')
     if max_rows_per_shard is not None and max_rows_per_shard < 1:
       raise ValueError(f'max_rows_per_shard must be at least 1, got {max_rows_per_shard}')
+    if top_fraction is not None and not 0 < top_fraction <= 1:
+      raise ValueError(f'top_fraction must be in (0, 1], got {top_fraction}')
     self._n_step, self._discount, self._max_abs_reward = n_step, discount, max_abs_reward
     self._seed = seed
     encoded = encoded_shards.load(replay_dir, shards, num_actions, max_rows_per_shard, cache_dir)
@@ -238,6 +291,9 @@ class Logs:
 
     # A shard without a row to begin at, such as a run's short last one, is not worth its place.
     runs = [_valid_runs(shard.terminals, n_step) for shard in encoded.shards]
+    self._chosen_episodes = ''
+    if min_episode_return is not None or top_fraction is not None:
+      runs = self._best(encoded, runs, min_episode_return, top_fraction or 1.0)
     kept = [i for i, (starts, _) in enumerate(runs) if len(starts)]
     if not kept:
       raise ValueError(
@@ -253,6 +309,31 @@ class Logs:
     self._sets: dict[int, concurrent.futures.Future[ReplayData]] = {}
     self._loader = concurrent.futures.ThreadPoolExecutor(1, 'replay')
 
+  def _best(
+    self,
+    encoded: encoded_shards.EncodedLogs,
+    runs: list[tuple[np.ndarray, np.ndarray]],
+    min_episode_return: float | None,
+    top_fraction: float,
+  ) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The runs that are in the best episodes; see `__init__`."""
+    returns = [
+      _returns_of_runs(shard, starts)
+      for shard, (starts, _) in zip(encoded.shards, runs, strict=True)
+    ]
+    every_return, lengths = np.concatenate(returns), np.concatenate([x for _, x in runs])
+    least = _least_return(every_return, lengths, min_episode_return, top_fraction)
+    kept = every_return >= least
+    self.mean_episode_return = float(every_return[kept].mean())
+    self._chosen_episodes = (
+      f'; only {kept.sum():,} of {np.isfinite(every_return).sum():,} whole episodes, those that '
+      f'return {least:g} or more: {lengths[kept].sum():,} of {lengths.sum():,} transitions'
+    )
+    return [
+      (starts[of_shard >= least], lengths[of_shard >= least])
+      for (starts, lengths), of_shard in zip(runs, returns, strict=True)
+    ]
+
   def describe(self) -> str:
     """Says what is resident in one line: shards, rows, bytes and logged returns."""
     plan, total = self._plan, len(self.shards)
@@ -263,7 +344,7 @@ class Logs:
     return (
       f'{which}, {plan.num_rows:,} rows, {plan.num_bytes / plan.num_rows:,.1f} bytes a row, '
       f'{plan.num_bytes / 1e9:.3f} GB resident{twice}; '
-      f'mean logged return {self.mean_episode_return:.1f}'
+      f'mean logged return {self.mean_episode_return:.1f}{self._chosen_episodes}'
     )
 
   def resident_shards(self, iteration: int) -> list[int]:

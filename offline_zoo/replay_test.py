@@ -348,3 +348,80 @@ def test_arguments(logs):
   ):  # fmt: skip
     with pytest.raises(ValueError):
       replay.load(logs, **arguments)
+
+
+# Only the best episodes.
+
+
+@pytest.fixture
+def episodes(tmp_path):
+  """Two shards of four episodes, of which the first and the last are cut off.
+
+  Episodes have 7 rows, 4 of which a transition can begin at but for the last. Rows have their
+  shard times 100 as actions, plus their number.
+  """
+  returns = {0: [90, 5, 5, 99], 1: [80, 7, -3, 99]}
+  for index, of_shard in returns.items():
+    terminal = np.tile(np.arange(7) == 6, 4)
+    terminal[-1] = False
+    reward = np.where(np.arange(28) % 7 == 6, np.repeat(of_shard, 7), 0)
+    actions = 100 * index + np.arange(28)
+    shard = testing.make_shard(28, action=actions, terminal=terminal, reward=reward)
+    dqn_replay.write_shard(tmp_path, index, shard)
+  return tmp_path
+
+
+def logged_rows(directory, **settings) -> tuple[list[int], float, str]:
+  logs = replay.Logs(directory, memory_gb=1, **settings)
+  data = logs.resident(1)
+  actions = np.asarray(data.actions)[replay.valid_rows(data)]
+  return actions.tolist(), logs.mean_episode_return, logs.describe()
+
+
+def of_episodes(*first_rows: int) -> list[int]:
+  return [first + i for first in first_rows for i in range(3, 7)]
+
+
+@pytest.mark.parametrize(
+  'settings, first_rows, mean',
+  [
+    ({'min_episode_return': -3}, [7, 14, 107, 114], 3.5),
+    ({'min_episode_return': 5}, [7, 14, 107], 17 / 3),
+    ({'min_episode_return': 5.5}, [107], 7),
+    ({'top_fraction': 1.0}, [7, 14, 107, 114], 3.5),
+    ({'top_fraction': 0.25}, [107], 7),
+    ({'top_fraction': 0.01}, [107], 7),  # one at least
+    ({'top_fraction': 0.5}, [7, 14, 107], 17 / 3),  # of those that return 5, both or none
+    ({'top_fraction': 0.75}, [7, 14, 107], 17 / 3),
+    ({'top_fraction': 1.0, 'min_episode_return': 6}, [107], 7),
+    ({'top_fraction': 0.25, 'min_episode_return': -9}, [107], 7),
+  ],
+)
+def test_only_the_best_whole_episodes_are_kept(episodes, settings, first_rows, mean: float):
+  for n_step in (1, 3):
+    rows, mean_episode_return, line = logged_rows(episodes, n_step=n_step, **settings)
+    assert rows == of_episodes(*first_rows)
+    assert mean_episode_return == pytest.approx(mean)
+    assert f'mean logged return {mean:.1f}; only {len(first_rows)} of 4 whole episodes' in line
+    assert f': {len(rows)} of ' in line
+
+
+def test_shards_without_a_kept_episode_are_left_out(episodes):
+  assert replay.Logs(episodes, min_episode_return=6).shards == [1]
+
+
+def test_without_a_bound_no_row_is_left_out(episodes):
+  rows, mean, line = logged_rows(episodes)
+  assert rows == [*of_episodes(0, 7, 14), 24, 25, 26, *of_episodes(100, 107, 114), 124, 125, 126]
+  assert mean == 3.5 and 'only' not in line
+
+
+def test_no_episode_to_keep(episodes):
+  with pytest.raises(ValueError, match=r'--min_episode_return=8: expected at most 7, the best'):
+    replay.Logs(episodes, min_episode_return=8)
+  for settings in ({'min_episode_return': 1}, {'top_fraction': 0.5}):
+    with pytest.raises(ValueError, match=rf'--{next(iter(settings))}: expected logs with whole'):
+      replay.Logs(episodes, max_rows_per_shard=12, **settings)
+  for fraction in (0.0, 1.1):
+    with pytest.raises(ValueError, match='top_fraction must be in'):
+      replay.Logs(episodes, top_fraction=fraction)

@@ -47,9 +47,10 @@ def loss(
   q_selector_t: jax.Array,
   q_logits_target_t: jax.Array,
 ) -> jax.Array:
-  """The cross entropy with the projected target (Bellemare et al. 2017, algorithm 1), per example.
+  """Computes the cross entropy with the projected target, per example [B].
 
-  What the target puts beyond the atoms goes to the outermost ones. Returns [B].
+  Bellemare et al. 2017, algorithm 1. What the target puts beyond the atoms goes to the outermost
+  ones.
 
   Args:
     atoms: [N] the values that carry probability, ascending.
@@ -171,6 +172,8 @@ class C51:
     self._learn = parts.learn_loop(update)
     self._act = jax.jit(act)
     self.reset(jax.random.fold_in(rng_key, 0))
+
+  # What follows is the same text in every agent, so that each file can be read alone.
 
   def learn(self, num_updates: int) -> Mapping[str, float]:
     """Makes this many updates; returns the mean of each metric over them."""
