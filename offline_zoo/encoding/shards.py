@@ -140,7 +140,8 @@ def _encode_shard(
   actions = rows.action[:num_rows].astype(np.uint8)
   rewards = rows.reward[:num_rows]
   terminals = rows.terminal[:num_rows].astype(bool)
-  for column in (actions, rewards, terminals):
+  probabilities = rows.probability[:num_rows]
+  for column in (actions, rewards, terminals, probabilities):
     checksum = isal_zlib.crc32(column.data, checksum)
   return replay_cache.EncodedShard(
     tiles=new.tiles,
@@ -150,6 +151,7 @@ def _encode_shard(
     actions=actions,
     rewards=_smallest(rewards),
     terminals=terminals,
+    probabilities=probabilities,
     episode_returns=_episode_returns(is_blank, rewards, terminals),
     checksum=np.array(checksum, np.uint32),
   )
@@ -161,6 +163,7 @@ def load(
   num_actions: int | None,
   max_rows_per_shard: int | None,
   cache_dir: str | os.PathLike | None,
+  with_probabilities: bool = False,
 ) -> EncodedLogs:
   """Finds shards in the cache, or encodes them and puts them there.
 
@@ -170,6 +173,7 @@ def load(
     num_actions: the size of the game's action set, to check the logged actions against.
     max_rows_per_shard: encodes only the first rows of each shard.
     cache_dir: where encoded shards are kept for the next time; None keeps none.
+    with_probabilities: whether the shards must have probabilities of the logged actions.
 
   Raises:
     OSError: the directory, a shard, or a shard's file is missing, or cannot be read.
@@ -181,6 +185,11 @@ def load(
     raise FileNotFoundError(f'{replay_dir}: no shards {missing}; there are {list(there)}')
   if not numbers or len(set(numbers)) < len(numbers):
     raise ValueError(f'shards must be one or more different ones, got {numbers}')
+  for path in (there[number].path('prob') for number in numbers if with_probabilities):
+    if not path.exists():
+      raise FileNotFoundError(
+        f'{path}: missing; this agent needs the probabilities of the logged actions'
+      )
   directory = None
   if cache_dir is not None:
     directory = replay_cache.directory_for(cache_dir, replay_dir, max_rows_per_shard)

@@ -139,8 +139,11 @@ class MultiNetworkRem:
         return jax.vmap(network.apply, in_axes=(0, None), out_axes=-1)(params, frames).q_values
       # On CPU, XLA runs the vmapped convolutions, which are grouped ones, five times slower.
       leaves, structure = jax.tree.flatten(params)
-      each = [structure.unflatten(x) for x in zip(*map(jnp.unstack, leaves), strict=True)]
-      return jnp.stack([network.apply(x, frames).q_values for x in each], axis=-1)
+      each = [
+        network.apply(jax.tree.unflatten(structure, unstacked), frames).q_values
+        for unstacked in zip(*map(jnp.unstack, leaves), strict=True)
+      ]
+      return jnp.stack(each, axis=-1)
 
     def update(
       state: LearnerState, data: replay.ReplayData
