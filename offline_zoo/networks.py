@@ -1,10 +1,11 @@
-"""Haiku networks for Atari: a stack of frames in, a NamedTuple with `.q_values` out."""
+"""Haiku networks for Atari: a stack of frames in, a NamedTuple out, with `.q_values` if any."""
 
 from typing import NamedTuple
 
 import haiku as hk
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.nn import relu
 
 
@@ -21,6 +22,13 @@ class QuantileNetworkOutputs(NamedTuple):
   dist_q: jax.Array
 
 
+class CategoricalNetworkOutputs(NamedTuple):
+  """Attributes: q_values: [B, A], means of the distributions; q_logits: [B, A, num_atoms]."""
+
+  q_values: jax.Array
+  q_logits: jax.Array
+
+
 class MultiHeadNetworkOutputs(NamedTuple):
   """Attributes: q_values: [B, A], means over heads; q_heads: [B, A, num_heads]."""
 
@@ -28,11 +36,24 @@ class MultiHeadNetworkOutputs(NamedTuple):
   q_heads: jax.Array
 
 
+class PolicyNetworkOutputs(NamedTuple):
+  """Attributes: logits: [B, A], unnormalised log-probabilities."""
+
+  logits: jax.Array
+
+
 class BehaviourNetworkOutputs(NamedTuple):
   """Attributes: q_values: [B, A]; behaviour_logits: [B, A], unnormalised log-probabilities."""
 
   q_values: jax.Array
   behaviour_logits: jax.Array
+
+
+class ActorCriticNetworkOutputs(NamedTuple):
+  """Attributes: q_values: [B, A]; policy_logits: [B, A], unnormalised log-probabilities."""
+
+  q_values: jax.Array
+  policy_logits: jax.Array
 
 
 def preprocess(frames: jax.Array) -> jax.Array:
@@ -90,6 +111,22 @@ def quantile_network(num_actions: int, num_quantiles: int) -> hk.Transformed:
   return hk.without_apply_rng(hk.transform(network))
 
 
+def categorical_network(num_actions: int, atoms: np.ndarray) -> hk.Transformed:
+  """Makes the DQN network with logits of a distribution for each action (Bellemare et al. 2017).
+
+  Initialised as `quantile_network` is. `atoms` [num_atoms] are what the distributions are over.
+  """
+
+  def network(frames: jax.Array) -> CategoricalNetworkOutputs:
+    w_init = _batch_rl_init()
+    x = relu(hk.Linear(512, w_init=w_init)(nature_torso(preprocess(frames), w_init)))
+    x = hk.Linear(num_actions * len(atoms), w_init=w_init)(x)
+    q_logits = x.reshape(-1, num_actions, len(atoms))
+    return CategoricalNetworkOutputs(q_values=jax.nn.softmax(q_logits) @ atoms, q_logits=q_logits)
+
+  return hk.without_apply_rng(hk.transform(network))
+
+
 def multi_head_network(num_actions: int, num_heads: int) -> hk.Transformed:
   """Makes a DQN network with `num_heads` values for each action (Agarwal et al. 2020).
 
@@ -106,23 +143,58 @@ def multi_head_network(num_actions: int, num_heads: int) -> hk.Transformed:
   return hk.without_apply_rng(hk.transform(network))
 
 
+def policy_network(num_actions: int) -> hk.Transformed:
+  """Makes a DQN network whose outputs are a policy's logits.
+
+  Weights as PyTorch initialises layers, which Tianshou leaves to it: U(-1/sqrt(fan_in), +same).
+  Biases are zero here; PyTorch draws them like the weights.
+  """
+
+  def network(frames: jax.Array) -> PolicyNetworkOutputs:
+    w_init = hk.initializers.VarianceScaling(1.0 / 3.0, 'fan_in', 'uniform')
+    x = relu(hk.Linear(512, w_init=w_init)(nature_torso(preprocess(frames), w_init)))
+    return PolicyNetworkOutputs(logits=hk.Linear(num_actions, w_init=w_init)(x))
+
+  return hk.without_apply_rng(hk.transform(network))
+
+
+def _streams(frames: jax.Array, num_actions: int, *names: str) -> list[jax.Array]:
+  """Computes outputs [B, A] of streams, each with a hidden layer, that share the convolutions.
+
+  Grey levels go in as they are, from 0 to 255. Weights are as in `policy_network`.
+  """
+  w_init = hk.initializers.VarianceScaling(1.0 / 3.0, 'fan_in', 'uniform')
+  features = nature_torso(frames.astype(jnp.float32), w_init)
+  outputs = []
+  for name in names:
+    x = relu(hk.Linear(512, w_init=w_init, name=f'{name}_hidden')(features))
+    outputs.append(hk.Linear(num_actions, w_init=w_init, name=name)(x))
+  return outputs
+
+
 def behaviour_network(num_actions: int) -> hk.Transformed:
   """Makes a network of values and behaviour logits (Fujimoto et al. 2019).
 
   They share the convolutions; each has a hidden layer of its own.
 
-  As in the authors' code, and unlike in the networks above, grey levels go in as they are, from 0
+  As in the authors' code, and unlike in the DQN network, grey levels go in as they are, from 0
   to 255. Weights as PyTorch initialises layers, which that code leaves to it: U(-1/sqrt(fan_in),
   +same). Biases are zero here; PyTorch draws them like the weights.
   """
 
   def network(frames: jax.Array) -> BehaviourNetworkOutputs:
-    w_init = hk.initializers.VarianceScaling(1.0 / 3.0, 'fan_in', 'uniform')
-    features = nature_torso(frames.astype(jnp.float32), w_init)
-    streams = []
-    for name in ('q', 'behaviour'):
-      x = relu(hk.Linear(512, w_init=w_init, name=f'{name}_hidden')(features))
-      streams.append(hk.Linear(num_actions, w_init=w_init, name=name)(x))
-    return BehaviourNetworkOutputs(q_values=streams[0], behaviour_logits=streams[1])
+    return BehaviourNetworkOutputs(*_streams(frames, num_actions, 'q', 'behaviour'))
+
+  return hk.without_apply_rng(hk.transform(network))
+
+
+def actor_critic_network(num_actions: int) -> hk.Transformed:
+  """Makes a network of values and a policy's logits, as Tianshou's example of discrete CRR has it.
+
+  In all but its outputs' names it is `behaviour_network`.
+  """
+
+  def network(frames: jax.Array) -> ActorCriticNetworkOutputs:
+    return ActorCriticNetworkOutputs(*_streams(frames, num_actions, 'q', 'policy'))
 
   return hk.without_apply_rng(hk.transform(network))

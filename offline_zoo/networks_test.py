@@ -128,12 +128,18 @@ def test_white_is_one_and_black_is_zero():
   np.testing.assert_allclose(levels, [0, 0.2, 1], rtol=1e-6)
 
 
+ATOMS = np.linspace(-2, 5, 21, dtype=np.float32)
+
+
 @pytest.mark.parametrize(
   'make, limit_times_root_fan_in, outputs',
   [
     (lambda: networks.quantile_network(6, 50), 3**0.25, {'dist_q': (3, 50, 6)}),
+    (lambda: networks.categorical_network(6, ATOMS), 3**0.25, {'q_logits': (3, 6, 21)}),
     (lambda: networks.multi_head_network(6, 20), 3**0.25, {'q_heads': (3, 6, 20)}),
+    (lambda: networks.policy_network(6), 1.0, {'logits': (3, 6)}),
     (lambda: networks.behaviour_network(6), 1.0, {'behaviour_logits': (3, 6)}),
+    (lambda: networks.actor_critic_network(6), 1.0, {'policy_logits': (3, 6)}),
   ],
 )
 def test_the_other_networks(make, limit_times_root_fan_in, outputs, frames):
@@ -144,16 +150,21 @@ def test_the_other_networks(make, limit_times_root_fan_in, outputs, frames):
     assert 0.99 * limit < np.abs(p['w']).max() <= limit * (1 + 1e-6)
     assert not p['b'].any()
   result = jax.jit(network.apply)(params, frames)
-  assert result.q_values.shape == (3, 6)
+  if 'logits' not in outputs:  # a policy has no values
+    assert result.q_values.shape == (3, 6)
   for name, shape in outputs.items():
     assert getattr(result, name).shape == shape
   if 'dist_q' in outputs:
     np.testing.assert_allclose(result.q_values, result.dist_q.mean(axis=1), rtol=1e-5, atol=1e-7)
+  if 'q_logits' in outputs:
+    want = (jax.nn.softmax(result.q_logits) * ATOMS[None, None]).sum(axis=-1)
+    np.testing.assert_allclose(result.q_values, want, rtol=1e-5, atol=1e-6)
   if 'q_heads' in outputs:
     np.testing.assert_allclose(result.q_values, result.q_heads.mean(axis=-1), rtol=1e-5, atol=1e-7)
-  if 'behaviour_logits' in outputs:  # streams share the convolutions alone
-    without = {**params, 'behaviour': jax.tree.map(jnp.zeros_like, params['behaviour'])}
+  for stream in {'behaviour', 'policy'} & params.keys():  # streams share the convolutions alone
+    without = {**params, stream: jax.tree.map(jnp.zeros_like, params[stream])}
     other = jax.jit(network.apply)(without, frames)
     np.testing.assert_array_equal(other.q_values, result.q_values)
-    assert not other.behaviour_logits.any() and result.behaviour_logits.any()
+    name = f'{stream}_logits'
+    assert not getattr(other, name).any() and getattr(result, name).any()
     assert len(params) == 3 + 2 * 2

@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 import itertools
 import logging as std_logging
+import math
 import os
 import pathlib
 import re
@@ -162,8 +163,12 @@ def check_experiment(config: Any) -> None:
   """Checks the flags that every agent's experiment has."""
   check_positive(
     config, 'max_rows_per_shard', 'replay_memory_gb', 'num_iterations', 'num_updates_per_iteration',
-    'eval_steps',
+    'eval_steps', 'top_fraction',
   )  # fmt: skip
+  top_fraction, min_episode_return = config.top_fraction, config.min_episode_return
+  check(config, 'top_fraction', top_fraction is None or top_fraction <= 1, 'at most 1')
+  finite = min_episode_return is None or math.isfinite(min_episode_return)
+  check(config, 'min_episode_return', finite, 'a finite number')
   check_in_unit_interval(config, 'eval_epsilon', 'sticky_action_probability')
   check(config, 'seed', 0 <= config.seed < 2**32, '0 or more, and less than 2^32')
   kinds = ('last', 'all', 'best')

@@ -19,7 +19,7 @@ import psutil
 from absl import logging
 
 from offline_zoo import atari_data, program
-from offline_zoo.encoding import frame_store
+from offline_zoo.encoding import frame_store, replay_cache
 from offline_zoo.encoding import shards as encoded_shards
 from offline_zoo.logs.shard import CUT, TERMINAL
 
@@ -46,6 +46,28 @@ class Transition(NamedTuple):
   s_t: jax.Array
 
 
+class Windows(NamedTuple):
+  """A batch of B windows of n logged steps.
+
+  After an episode's end states mean nothing, actions and rewards are 0 and probabilities 1.
+
+  Attributes:
+    s: [B, n + 1, 84, 84, 4] uint8, the stacks of frames acted on, and the one after the window.
+    a: [B, n] int32, the logged actions.
+    r: [B, n] float32, rewards, clipped (see ReplayData.max_abs_reward).
+    probability: [B, n] float32, of the logged actions under the policy that acted.
+    discount: [B, n] float32, discount^k of step k, 0 after the end of the episode.
+    discount_t: [B] float32, discount^n, or 0 where the episode ended within the n steps.
+  """
+
+  s: jax.Array
+  a: jax.Array
+  r: jax.Array
+  probability: jax.Array
+  discount: jax.Array
+  discount_t: jax.Array
+
+
 # The replay on the device.
 
 
@@ -63,6 +85,7 @@ class ReplayData:
     actions: [N] uint8.
     rewards: [N] int8, int16 or float32, as logged.
     terminals: [N] bool.
+    probabilities: [N] float32, of the actions under the policy that acted; None if not asked for.
     run_ends: [R] int32, how many valid rows there are up to the end of each run.
     run_offsets: [R] int32, a valid row's number less how many valid rows come before it.
     n_step: the horizon n of the transitions.
@@ -74,6 +97,7 @@ class ReplayData:
   actions: jax.Array
   rewards: jax.Array
   terminals: jax.Array
+  probabilities: jax.Array | None
   run_ends: jax.Array
   run_offsets: jax.Array
   n_step: int = dataclasses.field(metadata={'static': True})
@@ -93,6 +117,53 @@ def _valid_runs(terminal: np.ndarray, n_step: int) -> tuple[np.ndarray, np.ndarr
   ends = np.minimum(ends - n_step * is_cut, len(terminal) - n_step)
   some = starts < ends
   return starts[some], (ends - starts)[some]
+
+
+def _returns_of_runs(shard: replay_cache.EncodedShard, starts: np.ndarray) -> np.ndarray:
+  """Returns [R], as logged, of the episodes that runs are in; NaN if not whole within the shard.
+
+  Args:
+    shard: whose runs.
+    starts: [R] first rows of the runs; see `_valid_runs`.
+  """
+  ends = np.flatnonzero(shard.terminals)
+  ended = np.flatnonzero(shard.terminals[ends] == TERMINAL)
+  # The first may have begun before the shard.
+  whole = ended[len(ended) - len(shard.episode_returns) :]
+  returns = np.full(len(ends) + 1, np.nan)
+  returns[whole] = shard.episode_returns
+  return returns[np.searchsorted(ends, starts)]
+
+
+def _least_return(
+  returns: np.ndarray, lengths: np.ndarray, min_episode_return: float | None, top_fraction: float
+) -> float:
+  """Finds the least return of the episodes to keep; see `Logs` for the arguments.
+
+  Args:
+    returns: [R] of the episodes of all runs; NaN for those that are not whole.
+    lengths: [R] of the runs.
+    min_episode_return: what an episode must return; None for any.
+    top_fraction: of the rows of whole episodes.
+
+  Raises:
+    ValueError: no whole episode returns that much, or there is none.
+  """
+  whole = ~np.isnan(returns)
+  if not whole.any():
+    flag = 'top_fraction' if min_episode_return is None else 'min_episode_return'
+    raise ValueError(f'--{flag}: expected logs with whole episodes; none lies whole within a shard')
+  if min_episode_return is not None and min_episode_return > np.nanmax(returns):
+    raise ValueError(
+      f'--min_episode_return={min_episode_return:g}: expected at most {np.nanmax(returns):g}, '
+      'the best logged return'
+    )
+  best_first = np.argsort(-returns[whole], kind='stable')
+  num_rows = np.cumsum(lengths[whole][best_first])
+  # As many of the best as the fraction has room for, but at least one.
+  num_kept = max(np.searchsorted(num_rows, top_fraction * num_rows[-1], side='right'), 1)
+  least = returns[whole][best_first[num_kept - 1]]
+  return max(least, -math.inf if min_episode_return is None else min_episode_return)
 
 
 class _Plan(NamedTuple):
@@ -116,13 +187,19 @@ class _Plan(NamedTuple):
     return sum(math.prod(shape) * dtype.itemsize for shape, dtype in self.shapes.values())
 
 
-def _plan(logs: encoded_shards.EncodedLogs, num_runs: Sequence[int], num_shards: int) -> _Plan:
+def _plan(
+  logs: encoded_shards.EncodedLogs,
+  num_runs: Sequence[int],
+  num_shards: int,
+  with_probabilities: bool,
+) -> _Plan:
   """Plans what so many resident shards take, whichever they are; exact for all of them.
 
   Args:
     logs: all shards.
     num_runs: of each shard, how many runs of valid rows it has.
     num_shards: how many are resident.
+    with_probabilities: whether those of the logged actions are.
   """
   num_rows = [len(shard.actions) for shard in logs.shards]
   if num_shards == len(logs.shards):
@@ -144,6 +221,8 @@ def _plan(logs: encoded_shards.EncodedLogs, num_runs: Sequence[int], num_shards:
     'run_ends': ((runs,), np.dtype(np.int32)),
     'run_offsets': ((runs,), np.dtype(np.int32)),
   }
+  if with_probabilities:
+    shapes['probabilities'] = ((rows,), np.dtype(np.float32))
   return _Plan(num_shards, 1 if num_shards == len(logs.shards) else 2, rows, shapes)
 
 
@@ -152,6 +231,7 @@ def _plan_for(
   num_runs: Sequence[int],
   memory_gb: float | None,
   wanted: int | None,
+  with_probabilities: bool,
 ) -> _Plan:
   """Plans with as many shards as fit, or with the number that is wanted; see `Logs`."""
   budget = _default_memory() if memory_gb is None else 1e9 * memory_gb
@@ -159,7 +239,7 @@ def _plan_for(
   if wanted is not None and wanted > total:
     raise ValueError(f'{wanted} shards were resident in this run, and there are {logs.numbers}')
   for number in range(total, 0, -1) if wanted is None else [wanted]:
-    plan = _plan(logs, num_runs, number)
+    plan = _plan(logs, num_runs, number, with_probabilities)
     needed = plan.num_sets * plan.num_bytes
     if needed <= budget:
       return plan
@@ -188,8 +268,8 @@ class Logs:
   Attributes:
     shards: their numbers.
     num_resident_shards: how many are on the device at a time.
-    mean_episode_return: the mean over all episodes that lie whole within a shard of the sum of
-      rewards as logged; NaN without such an episode.
+    mean_episode_return: the mean over all episodes that lie whole within a shard, and are not left
+      out, of the sum of rewards as logged; NaN without such an episode.
     checksum: a CRC-32 that tells logs apart.
   """
 
@@ -203,6 +283,9 @@ class Logs:
     max_abs_reward: float | None = 1.0,
     num_actions: int | None = None,
     max_rows_per_shard: int | None = None,
+    min_episode_return: float | None = None,
+    top_fraction: float | None = None,
+    with_probabilities: bool = False,
     cache_dir: str | os.PathLike | None = None,
     memory_gb: float | None = None,
     num_resident_shards: int | None = None,
@@ -219,6 +302,12 @@ class Logs:
       num_actions: the size of the game's action set, to check the logged actions against.
       max_rows_per_shard: keeps only the first rows of each shard, as CQL's data release does:
         10,000 of a million are its "1%".
+      min_episode_return: keeps only transitions of episodes that lie whole within a shard and
+        return at least this, as logged; None keeps all.
+      top_fraction: likewise, of the best episodes of all chosen shards: as many as have this part,
+        in (0, 1], of the rows that whole episodes have, at least one; ties at the boundary are
+        kept. As the "%BC" of Chen et al. 2021 (arXiv 2106.01345). None keeps all.
+      with_probabilities: for `sample_windows`: loads the probabilities of the logged actions too.
       cache_dir: where encoded shards are kept for the next time; None keeps none.
       memory_gb: 10^9 bytes that resident data may take, the incoming subset included; if None, what
         the accelerator has free less 2 GB, or on CPU half of the available memory.
@@ -228,19 +317,26 @@ class Logs:
     Raises:
       FileNotFoundError: the directory, a shard, or a shard's file is missing.
       ValueError: bad arguments, a bad file (see `dqn_replay.read_shard`), no row to begin a
-        transition at, or too little memory for one shard.
+        transition at, no episode to keep, or too little memory for one shard.
     """
     if n_step < 1 or not 0 <= discount <= 1:
       raise ValueError(f'need n_step >= 1 and a discount in [0, 1], got {n_step} and {discount}')
     if max_rows_per_shard is not None and max_rows_per_shard < 1:
       raise ValueError(f'max_rows_per_shard must be at least 1, got {max_rows_per_shard}')
+    if top_fraction is not None and not 0 < top_fraction <= 1:
+      raise ValueError(f'top_fraction must be in (0, 1], got {top_fraction}')
     self._n_step, self._discount, self._max_abs_reward = n_step, discount, max_abs_reward
     self._seed = seed
-    encoded = encoded_shards.load(replay_dir, shards, num_actions, max_rows_per_shard, cache_dir)
+    encoded = encoded_shards.load(
+      replay_dir, shards, num_actions, max_rows_per_shard, cache_dir, with_probabilities
+    )
     self.mean_episode_return, self.checksum = encoded.mean_episode_return, encoded.checksum
 
     # A shard without a row to begin at, such as a run's short last one, is not worth its place.
     runs = [_valid_runs(shard.terminals, n_step) for shard in encoded.shards]
+    self._chosen_episodes = ''
+    if min_episode_return is not None or top_fraction is not None:
+      runs = self._best(encoded, runs, min_episode_return, top_fraction or 1.0)
     kept = [i for i, (starts, _) in enumerate(runs) if len(starts)]
     if not kept:
       raise ValueError(
@@ -251,10 +347,37 @@ class Logs:
     self.shards = self._encoded.numbers
     self._runs = [runs[i] for i in kept]
     num_runs = [len(starts) for starts, _ in self._runs]
-    self._plan = _plan_for(self._encoded, num_runs, memory_gb, num_resident_shards)
+    self._plan = _plan_for(
+      self._encoded, num_runs, memory_gb, num_resident_shards, with_probabilities
+    )
     self.num_resident_shards = self._plan.num_shards
     self._sets: dict[int, concurrent.futures.Future[ReplayData]] = {}
     self._loader = concurrent.futures.ThreadPoolExecutor(1, 'replay')
+
+  def _best(
+    self,
+    encoded: encoded_shards.EncodedLogs,
+    runs: list[tuple[np.ndarray, np.ndarray]],
+    min_episode_return: float | None,
+    top_fraction: float,
+  ) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Finds the runs that are in the best episodes; see `__init__`."""
+    returns = [
+      _returns_of_runs(shard, starts)
+      for shard, (starts, _) in zip(encoded.shards, runs, strict=True)
+    ]
+    every_return, lengths = np.concatenate(returns), np.concatenate([x for _, x in runs])
+    least = _least_return(every_return, lengths, min_episode_return, top_fraction)
+    kept = every_return >= least
+    self.mean_episode_return = float(every_return[kept].mean())
+    self._chosen_episodes = (
+      f'; only {kept.sum():,} of {np.isfinite(every_return).sum():,} whole episodes, those that '
+      f'return {least:g} or more: {lengths[kept].sum():,} of {lengths.sum():,} transitions'
+    )
+    return [
+      (starts[of_shard >= least], lengths[of_shard >= least])
+      for (starts, lengths), of_shard in zip(runs, returns, strict=True)
+    ]
 
   def describe(self) -> str:
     """Says what is resident in one line: shards, rows, bytes and logged returns."""
@@ -266,7 +389,7 @@ class Logs:
     return (
       f'{which}, {plan.num_rows:,} rows, {plan.num_bytes / plan.num_rows:,.1f} bytes a row, '
       f'{plan.num_bytes / 1e9:.3f} GB resident{twice}; '
-      f'mean logged return {self.mean_episode_return:.1f}'
+      f'mean logged return {self.mean_episode_return:.1f}{self._chosen_episodes}'
     )
 
   def resident_shards(self, iteration: int) -> list[int]:
@@ -305,6 +428,8 @@ class Logs:
       arrays['actions'][which] = shard.actions
       arrays['rewards'][which] = shard.rewards
       arrays['terminals'][which] = shard.terminals == TERMINAL
+      if 'probabilities' in arrays:
+        arrays['probabilities'][which] = shard.probabilities
     tiles, blocks, bands = self._encoded.occurring(positions)
     _fill(arrays['frames'], [shard.frames for shard in encoded], bands)
     _fill(arrays['bands'], self._encoded.pieces(2, bands), blocks)
@@ -329,6 +454,7 @@ class Logs:
     )
     return ReplayData(
       store,
+      probabilities=on_device.pop('probabilities', None),
       **on_device,
       n_step=self._n_step,
       discount=self._discount,
@@ -395,15 +521,30 @@ def _nth_valid_row(data: ReplayData, n: jax.Array) -> jax.Array:
   return n + data.run_offsets[run]
 
 
-def gather(data: ReplayData, rows: jax.Array) -> Transition:
-  """Gathers the transitions that begin at these rows [B]; pure.
+class _Steps(NamedTuple):
+  """The n steps from each of B rows on.
 
-  Rows must be among `valid_rows(data)`: for others the result means nothing.
+  Attributes:
+    rows: [B, n] of the steps.
+    belong: [B, n] bool, whether no earlier one ended the episode.
+    rewards: [B, n], clipped; 0 where a step does not belong.
+    discounts: [B, n], likewise.
+    discount_t: [B], of what follows.
+    images: [B, n + 4, 84, 84], from the first stack's first frame to the one after the last step.
   """
+
+  rows: jax.Array
+  belong: jax.Array
+  rewards: jax.Array
+  discounts: jax.Array
+  discount_t: jax.Array
+  images: jax.Array
+
+
+def _steps(data: ReplayData, rows: jax.Array) -> _Steps:
   window = rows[:, None] + jnp.arange(data.n_step)[None]
   terminal = data.terminals[window]
-  # A step belongs to the transition unless an earlier one ended the episode.
-  belongs = jnp.cumsum(terminal, axis=1) - terminal == 0
+  belong = jnp.cumsum(terminal, axis=1) - terminal == 0
   discounts = jnp.asarray(data.discount ** np.arange(data.n_step), jnp.float32)
   rewards = data.rewards[window].astype(jnp.float32)
   if data.max_abs_reward is not None:
@@ -411,18 +552,60 @@ def gather(data: ReplayData, rows: jax.Array) -> Transition:
   ended = jnp.any(terminal, axis=1)
   # All frames between are decoded, too: for the usual horizons that is less than two stacks.
   seen = rows[:, None] + jnp.arange(1 - atari_data.STACK_SIZE, data.n_step + 1)[None]
-  images = frame_store.decode(data.frames, seen)
-  after = jnp.sum(belongs, axis=1, keepdims=True) + jnp.arange(atari_data.STACK_SIZE)[None]
-  return Transition(
-    s_tm1=jnp.moveaxis(images[:, : atari_data.STACK_SIZE], 1, -1),
-    a_tm1=data.actions[rows].astype(jnp.int32),
-    r_t=jnp.sum(jnp.where(belongs, rewards * discounts[None], 0.0), axis=1),
+  return _Steps(
+    rows=window,
+    belong=belong,
+    rewards=jnp.where(belong, rewards, 0.0),
+    discounts=jnp.where(belong, discounts[None], 0.0),
     discount_t=jnp.where(ended, 0.0, jnp.float32(data.discount**data.n_step)),
-    s_t=jnp.moveaxis(images[jnp.arange(len(rows))[:, None], after], 1, -1),
+    images=frame_store.decode(data.frames, seen),
   )
+
+
+def gather(data: ReplayData, rows: jax.Array) -> Transition:
+  """Gathers the transitions that begin at these rows [B]; pure.
+
+  Rows must be among `valid_rows(data)`: for others the result means nothing.
+  """
+  steps = _steps(data, rows)
+  after = jnp.sum(steps.belong, axis=1, keepdims=True) + jnp.arange(atari_data.STACK_SIZE)[None]
+  return Transition(
+    s_tm1=jnp.moveaxis(steps.images[:, : atari_data.STACK_SIZE], 1, -1),
+    a_tm1=data.actions[rows].astype(jnp.int32),
+    r_t=jnp.sum(steps.rewards * steps.discounts, axis=1),
+    discount_t=steps.discount_t,
+    s_t=jnp.moveaxis(steps.images[jnp.arange(len(rows))[:, None], after], 1, -1),
+  )
+
+
+def gather_windows(data: ReplayData, rows: jax.Array) -> Windows:
+  """Gathers the windows that begin at these rows [B], as `gather` does transitions; pure.
+
+  The data must have probabilities.
+  """
+  assert data.probabilities is not None
+  steps = _steps(data, rows)
+  stacks = jnp.arange(data.n_step + 1)[:, None] + jnp.arange(atari_data.STACK_SIZE)[None]
+  return Windows(
+    s=jnp.moveaxis(steps.images[:, stacks], 2, -1),
+    a=jnp.where(steps.belong, data.actions[steps.rows].astype(jnp.int32), 0),
+    r=steps.rewards,
+    probability=jnp.where(steps.belong, data.probabilities[steps.rows], 1.0),
+    discount=steps.discounts,
+    discount_t=steps.discount_t,
+  )
+
+
+def _sampled_rows(data: ReplayData, rng_key: jax.Array, batch_size: int) -> jax.Array:
+  picked = jax.random.randint(rng_key, (batch_size,), 0, data.run_ends[-1])
+  return _nth_valid_row(data, picked)
 
 
 def sample(data: ReplayData, rng_key: jax.Array, batch_size: int) -> Transition:
   """Draws transitions, each uniformly from all valid rows of all shards, with replacement; pure."""
-  picked = jax.random.randint(rng_key, (batch_size,), 0, data.run_ends[-1])
-  return gather(data, _nth_valid_row(data, picked))
+  return gather(data, _sampled_rows(data, rng_key, batch_size))
+
+
+def sample_windows(data: ReplayData, rng_key: jax.Array, batch_size: int) -> Windows:
+  """Draws windows, as `sample` does transitions; pure."""
+  return gather_windows(data, _sampled_rows(data, rng_key, batch_size))

@@ -396,3 +396,153 @@ def test_the_checksum_is_of_every_column(tmp_path, column: str):
   dqn_replay.ShardFiles(tmp_path / 'after', 0).write(shard)
   checksums = [replay.Logs(tmp_path / name).checksum for name in ('before', 'before', 'after')]
   assert checksums[0] == checksums[1] != checksums[2]
+
+
+# Only the best episodes.
+
+
+@pytest.fixture
+def episodes(tmp_path):
+  """Two shards of four episodes, of which the first and the last are cut off.
+
+  Episodes have 7 rows, 4 of which a transition can begin at but for the last. Rows have their
+  shard times 100 as actions, plus their number.
+  """
+  returns = {0: [90, 5, 5, 99], 1: [80, 7, -3, 99]}
+  for index, of_shard in returns.items():
+    terminal = np.tile(np.arange(7) == 6, 4)
+    terminal[-1] = False
+    reward = np.where(np.arange(28) % 7 == 6, np.repeat(of_shard, 7), 0)
+    actions = 100 * index + np.arange(28)
+    shard = testing.make_shard(28, action=actions, terminal=terminal, reward=reward)
+    dqn_replay.write_shard(tmp_path, index, shard)
+  return tmp_path
+
+
+def logged_rows(directory, **settings) -> tuple[list[int], float, str]:
+  logs = replay.Logs(directory, memory_gb=1, **settings)
+  data = logs.resident(1)
+  actions = np.asarray(data.actions)[replay.valid_rows(data)]
+  return actions.tolist(), logs.mean_episode_return, logs.describe()
+
+
+def of_episodes(*first_rows: int) -> list[int]:
+  return [first + i for first in first_rows for i in range(3, 7)]
+
+
+@pytest.mark.parametrize(
+  'settings, first_rows, mean',
+  [
+    ({'min_episode_return': -3}, [7, 14, 107, 114], 3.5),
+    ({'min_episode_return': 5}, [7, 14, 107], 17 / 3),
+    ({'min_episode_return': 5.5}, [107], 7),
+    ({'top_fraction': 1.0}, [7, 14, 107, 114], 3.5),
+    ({'top_fraction': 0.25}, [107], 7),
+    ({'top_fraction': 0.01}, [107], 7),  # one at least
+    ({'top_fraction': 0.5}, [7, 14, 107], 17 / 3),  # of those that return 5, both or none
+    ({'top_fraction': 0.75}, [7, 14, 107], 17 / 3),
+    ({'top_fraction': 1.0, 'min_episode_return': 6}, [107], 7),
+    ({'top_fraction': 0.25, 'min_episode_return': -9}, [107], 7),
+  ],
+)
+def test_only_the_best_whole_episodes_are_kept(episodes, settings, first_rows, mean: float):
+  for n_step in (1, 3):
+    rows, mean_episode_return, line = logged_rows(episodes, n_step=n_step, **settings)
+    assert rows == of_episodes(*first_rows)
+    assert mean_episode_return == pytest.approx(mean)
+    assert f'mean logged return {mean:.1f}; only {len(first_rows)} of 4 whole episodes' in line
+    assert f': {len(rows)} of ' in line
+
+
+def test_shards_without_a_kept_episode_are_left_out(episodes):
+  assert replay.Logs(episodes, min_episode_return=6).shards == [1]
+
+
+def test_without_a_bound_no_row_is_left_out(episodes):
+  rows, mean, line = logged_rows(episodes)
+  assert rows == [*of_episodes(0, 7, 14), 24, 25, 26, *of_episodes(100, 107, 114), 124, 125, 126]
+  assert mean == 3.5 and 'only' not in line
+
+
+def test_no_episode_to_keep(episodes):
+  with pytest.raises(ValueError, match=r'--min_episode_return=8: expected at most 7, the best'):
+    replay.Logs(episodes, min_episode_return=8)
+  for settings in ({'min_episode_return': 1}, {'top_fraction': 0.5}):
+    with pytest.raises(ValueError, match=rf'--{next(iter(settings))}: expected logs with whole'):
+      replay.Logs(episodes, max_rows_per_shard=12, **settings)
+  for fraction in (0.0, 1.1):
+    with pytest.raises(ValueError, match='top_fraction must be in'):
+      replay.Logs(episodes, top_fraction=fraction)
+
+
+# Windows of logged steps, with the probabilities of their actions.
+
+
+@pytest.mark.parametrize('shard, n_step', [(0, 5), (2, 5), (2, 1)])
+def test_windows_equal_those_of_another_codes_buffer(golden, shard: int, n_step: int):
+  """n17s/batch_rl's, on its own made-up logs, whose frames hold their number."""
+  path = golden / 'off_policy' / 'expected' / f'shard{shard}_h{n_step}.npz'
+  want = np.load(path, allow_pickle=False)
+  logs = golden / 'off_policy' / 'replay_logs'
+  data = replay.load(
+    logs, [shard], n_step=n_step, discount=float(want['gamma']), with_probabilities=True
+  )
+  np.testing.assert_array_equal(replay.valid_rows(data), want['valid_indices'])
+  got = jax.jit(replay.gather_windows)(data, want['indices'])
+  np.testing.assert_array_equal(got.a, want['traj_action'])
+  np.testing.assert_array_equal(got.r, want['traj_reward'])
+  np.testing.assert_array_equal(got.probability, want['traj_prob'])
+  np.testing.assert_allclose(got.discount, want['traj_discount'], rtol=1e-6)
+  numbers = got.s[:, :, 0, 0].astype(int) + 256 * got.s[:, :, 0, 1].astype(int)
+  belong = want['traj_discount'] > 0
+  np.testing.assert_array_equal(numbers[:, :-1][belong], want['traj_frame'][belong])
+  # What a window and a transition have in common is the same.
+  batch = replay.gather(data, want['indices'])
+  np.testing.assert_array_equal(got.s[:, 0], batch.s_tm1)
+  np.testing.assert_array_equal(got.discount_t, batch.discount_t)
+  np.testing.assert_array_equal(got.discount_t == 0, want['terminal'])
+  on = want['terminal'] == 0
+  np.testing.assert_array_equal(got.s[on, -1], batch.s_t[on])
+  np.testing.assert_allclose((got.r * got.discount).sum(axis=1), batch.r_t, rtol=1e-6)
+
+
+def test_windows_are_sampled_as_transitions_are(golden):
+  logs = golden / 'off_policy' / 'replay_logs'
+  data = replay.load(logs, n_step=3, with_probabilities=True)
+  key = jax.random.PRNGKey(3)
+  windows, batch = replay.sample_windows(data, key, 32), replay.sample(data, key, 32)
+  np.testing.assert_array_equal(windows.s[:, 0], batch.s_tm1)
+  np.testing.assert_array_equal(windows.a[:, 0], batch.a_tm1)
+
+
+def test_probabilities_take_room_only_where_they_are_asked_for(golden, tmp_path):
+  logs = golden / 'off_policy' / 'replay_logs'
+  without, with_them = (
+    replay.load(logs, with_probabilities=asked, cache_dir=tmp_path / str(asked))
+    for asked in (False, True)
+  )
+  assert without.probabilities is None
+  sizes = [sum(x.nbytes for x in jax.tree.leaves(data)) for data in (without, with_them)]
+  assert sizes[1] - sizes[0] == 4 * len(without.actions)
+  # They come out of the cache as they were, also of one that was made for another agent.
+  again = replay.load(logs, with_probabilities=True, cache_dir=tmp_path / 'False')
+  np.testing.assert_array_equal(again.probabilities, with_them.probabilities)
+  shards = [dqn_replay.ShardFiles(logs, number).read() for number in (0, 2)]
+  want = np.concatenate([shard.prob[: shard.num_rows] for shard in shards])
+  np.testing.assert_array_equal(with_them.probabilities, want)
+
+
+def test_logs_without_probabilities(golden, logs, tmp_path):
+  message = r'/\$store\$_prob_ckpt\.1\.gz: missing; this agent needs the probabilities'
+  with pytest.raises(FileNotFoundError, match=message):
+    replay.load(logs, [1], with_probabilities=True)
+
+
+def test_probabilities_out_of_range(golden, tmp_path):
+  shard = dqn_replay.ShardFiles(golden / 'off_policy' / 'replay_logs', 0).read()
+  for value in (1.5, -0.1, np.nan):
+    prob = shard.prob.copy()
+    prob[7] = value
+    dqn_replay.ShardFiles(tmp_path, 0).write(dataclasses.replace(shard, prob=prob))
+    with pytest.raises(ValueError, match=r'prob_ckpt\.0\.gz: expected probabilities, got .* row 7'):
+      replay.load(tmp_path)

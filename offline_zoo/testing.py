@@ -43,8 +43,8 @@ def optimal_values() -> np.ndarray:
 def write_logs(
   directory: str | os.PathLike, num_transitions: int = 400, rate_of_action_1: float = 0.5
 ) -> None:
-  """Logs a policy that takes action 1 at a rate."""
-  writer = dqn_replay.ShardWriter(directory, capacity=150)
+  """Logs a policy that takes action 1 at a rate, with the probabilities of its actions."""
+  writer = dqn_replay.ShardWriter(directory, capacity=150, with_prob=True)
   rng = np.random.default_rng(0)
   while writer.num_transitions < num_transitions:
     writer.start_episode()
@@ -53,7 +53,8 @@ def write_logs(
       action = int(rng.random() < rate_of_action_1)
       ended = state == 1 and action == 1
       frame = np.full((84, 84), 10 * (state + 1), np.uint8)
-      writer.add(frame, action, REWARDS[state, action], ended)
+      probability = rate_of_action_1 if action else 1 - rate_of_action_1
+      writer.add(frame, action, REWARDS[state, action], ended, probability)
       state = action
   writer.close()
 

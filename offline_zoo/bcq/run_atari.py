@@ -27,6 +27,8 @@ class Config:
   replay_dir: str | None = None  # directory of log shards; default: demo logs, made if missing
   shards: tuple[int, ...] | None = None  # numbers of the shards to load; default: all
   max_rows_per_shard: int | None = None  # first rows of each shard to load (CQL's 1%: 10000)
+  min_episode_return: float | None = None  # leaves out logged episodes that return less, as logged
+  top_fraction: float | None = None  # of the rows in whole logged episodes, those of the best ones
   replay_cache_dir: str | None = None  # keeps encoded shards; default: ~/.cache; none: does not
   replay_memory_gb: float | None = None  # 10^9 bytes; default: free GPU memory, half of a CPU's
 
@@ -122,6 +124,8 @@ def main(config: Config) -> None:
     max_abs_reward=config.max_abs_reward,
     num_actions=num_actions,
     max_rows_per_shard=config.max_rows_per_shard,
+    min_episode_return=config.min_episode_return,
+    top_fraction=config.top_fraction,
     cache_dir=replay.cache_dir(config.replay_cache_dir),
     memory_gb=config.replay_memory_gb,
     num_resident_shards=run.progress.num_resident_shards,

@@ -4,6 +4,10 @@ The algorithm is Mnih et al. 2015's.
 
   y = r + discount * max_a' Q_target(s', a')        loss = Huber(y - Q(s, a))
 
+With `double_q` it is Double DQN (van Hasselt et al. 2015, arXiv 1509.06461):
+
+  y = r + discount * Q_target(s', argmax_a' Q(s', a'))
+
 Differences from the papers:
 
 * SAME padding in the convolutions, as in Dopamine and batch_rl; Mnih et al. use VALID.
@@ -43,6 +47,7 @@ def loss(
   a_tm1: jax.Array,
   r_t: jax.Array,
   discount_t: jax.Array,
+  q_selector_t: jax.Array,
   q_target_t: jax.Array,
 ) -> jax.Array:
   """Computes the Huber loss of the Q-learning error, per example [B].
@@ -54,11 +59,17 @@ def loss(
     a_tm1: [B] the logged actions.
     r_t: [B] rewards.
     discount_t: [B] discounts, 0 where the episode ended.
-    q_target_t: [B, A] target-network values of the next states; no gradient flows into them.
+    q_selector_t: [B, A] values of the next states that choose the next action: the target network's
+      in DQN, the online network's in Double DQN.
+    q_target_t: [B, A] target-network values of the next states; no gradient flows into them or into
+      the choice.
   """
-  chex.assert_rank([q_tm1, a_tm1, r_t, discount_t, q_target_t], [2, 1, 1, 1, 2])
-  chex.assert_equal_shape([q_tm1, q_target_t])
-  td_errors = jax.vmap(rlax.q_learning)(q_tm1, a_tm1, r_t, discount_t, q_target_t)
+  tables = [q_tm1, q_selector_t, q_target_t]
+  chex.assert_rank([*tables, a_tm1, r_t, discount_t], [2, 2, 2, 1, 1, 1])
+  chex.assert_equal_shape(tables)
+  td_errors = jax.vmap(rlax.double_q_learning)(
+    q_tm1, a_tm1, r_t, discount_t, q_target_t, q_selector_t
+  )
   return rlax.huber_loss(td_errors, delta=1.0)
 
 
@@ -74,6 +85,7 @@ class Dqn:
     processor: processors.AtariProcessor,
     batch_size: int,
     target_network_update_period: int,
+    double_q: bool,
     eval_epsilon: float,
     rng_key: jax.Array,
   ):
@@ -86,6 +98,7 @@ class Dqn:
       processor: turns raw timesteps into stacks of frames.
       batch_size: of an update.
       target_network_update_period: updates between copies of online to target parameters.
+      double_q: whether the online network chooses the next action, rather than the target network.
       eval_epsilon: probability of a uniformly random action in `step`.
       rng_key: of initialisation, sampling and, until `reset` is given another, acting.
     """
@@ -115,7 +128,8 @@ class Dqn:
       def mean_loss(online_params: hk.Params) -> tuple[jax.Array, jax.Array]:
         q_tm1 = network.apply(online_params, batch.s_tm1).q_values
         q_target_t = network.apply(state.target_params, batch.s_t).q_values
-        losses = loss(q_tm1, batch.a_tm1, batch.r_t, batch.discount_t, q_target_t)
+        q_selector_t = network.apply(online_params, batch.s_t).q_values if double_q else q_target_t
+        losses = loss(q_tm1, batch.a_tm1, batch.r_t, batch.discount_t, q_selector_t, q_target_t)
         return jnp.mean(losses), q_tm1
 
       (mean, q_tm1), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.online_params)

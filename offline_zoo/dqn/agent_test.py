@@ -14,13 +14,31 @@ from . import agent
 @pytest.mark.parametrize('case', ['random', 'edge'])
 def test_losses_and_gradients_equal_dopamines(golden, case: str):
   want = np.load(golden / 'losses' / f'dqn_huber_{case}.npz', allow_pickle=False)
-  batch = [jnp.asarray(want[k]) for k in ('action', 'reward', 'discount', 'q_target_next')]
+  keys = ('action', 'reward', 'discount', 'q_target_next', 'q_target_next')
+  batch = [jnp.asarray(want[k]) for k in keys]
   losses = agent.loss(want['q_online'], *batch)
   np.testing.assert_allclose(losses, want['loss'], rtol=1e-5, atol=0)
   np.testing.assert_allclose(losses, want['ref64_loss'], rtol=1e-5, atol=0)
   grads = jax.grad(lambda q: jnp.mean(agent.loss(q, *batch)))(jnp.asarray(want['q_online']))
   for name in ('grad_q_online', 'tf_grad_q_online', 'ref64_grad_q_online'):
     np.testing.assert_allclose(grads, want[name], rtol=0, atol=1e-6 * np.abs(want[name]).max())
+
+
+@pytest.mark.parametrize('case', ['random', 'edge'])
+def test_double_losses_and_gradients_equal_recorded_ones(golden, case: str):
+  """The target is DQN Zoo's and Dopamine's; the loss is Dopamine's, which DQN Zoo's squares."""
+  want = np.load(golden / 'losses' / f'double_dqn_{case}.npz', allow_pickle=False)
+  keys = ('action', 'reward', 'discount', 'q_online_next', 'q_target_next')
+  batch = [jnp.asarray(want[k]) for k in keys]
+  losses = agent.loss(want['q_online'], *batch)
+  np.testing.assert_allclose(losses, want['huber_loss'], rtol=1e-5, atol=0)
+  grads = jax.grad(lambda q: jnp.mean(agent.loss(q, *batch)))(jnp.asarray(want['q_online']))
+  atol = 1e-6 * np.abs(want['huber_grad_q_online']).max()
+  np.testing.assert_allclose(grads, want['huber_grad_q_online'], rtol=0, atol=atol)
+  # Where an error is not clipped, DQN Zoo's gradient and loss are the same.
+  small = np.abs(want['td_error']) <= 1
+  assert 0 < small.sum() < 16
+  np.testing.assert_allclose(losses[small], want['zoo_b1_loss'][small], rtol=1e-5)
 
 
 def test_a_loss_by_hand():
@@ -30,24 +48,26 @@ def test_a_loss_by_hand():
     a_tm1=jnp.array([0, 1]),
     r_t=jnp.array([1.0, -3.0]),
     discount_t=jnp.array([0.5, 0.0]),
-    q_target_t=jnp.array([[3.0, 4.0], [100.0, 100.0]]),
+    q_selector_t=jnp.array([[0.0, 1.0], [100.0, 100.0]]),
+    q_target_t=jnp.array([[7.0, 4.0], [100.0, 100.0]]),
   )
   np.testing.assert_array_equal(losses, [0.5, 3.5 - 0.5])
 
 
 def test_no_gradient_flows_into_the_target():
-  def mean_loss(q_target_t):
-    return jnp.mean(agent.loss(q_tm1, a_tm1, r_t, discount_t, q_target_t))
+  def mean_loss(q_selector_t, q_target_t):
+    return jnp.mean(agent.loss(q_tm1, a_tm1, r_t, discount_t, q_selector_t, q_target_t))
 
   q_tm1, a_tm1, r_t, discount_t = jnp.ones((2, 3)), jnp.zeros(2, int), jnp.ones(2), jnp.ones(2)
-  assert not jax.grad(mean_loss)(jnp.ones((2, 3))).any()
+  for grads in jax.grad(mean_loss, argnums=(0, 1))(jnp.ones((2, 3)), jnp.ones((2, 3))):
+    assert not grads.any()
 
 
 def test_shapes_are_checked():
-  with pytest.raises(AssertionError):
-    agent.loss(jnp.ones((2, 3)), jnp.zeros(2, int), jnp.ones(2), jnp.ones(2), jnp.ones((2, 4)))
-  with pytest.raises(AssertionError):
-    agent.loss(jnp.ones((2, 3)), jnp.zeros(2, int), jnp.ones((2, 1)), jnp.ones(2), jnp.ones((2, 3)))
+  q, a, r, other = jnp.ones((2, 3)), jnp.zeros(2, int), jnp.ones(2), jnp.ones((2, 4))
+  for arguments in ((q, a, r, r, q, other), (q, a, r, r, other, q), (q, a, r[:, None], r, q, q)):
+    with pytest.raises(AssertionError):
+      agent.loss(*arguments)
 
 
 @pytest.fixture(scope='module')
@@ -62,31 +82,35 @@ def table(frames: jax.Array) -> networks.QNetworkOutputs:
 
 
 def make_agent(data: replay.ReplayData, network=table, **settings) -> agent.Dqn:
-  return testing.make_agent(agent.Dqn, network, data, **settings)
+  return testing.make_agent(agent.Dqn, network, data, **{'double_q': False, **settings})
 
 
 def q_table(dqn: agent.Dqn) -> np.ndarray:
   return dqn.get_state().online_params['~']['q']
 
 
-def test_an_update_is_a_gradient_step_on_the_loss(whole_batch):
+@pytest.mark.parametrize('double_q', [False, True])
+def test_an_update_is_a_gradient_step_on_the_loss(whole_batch, double_q: bool):
   data, batch = whole_batch
   s_tm1, s_t = testing.states(batch.s_tm1), testing.states(batch.s_t)
-  online, target = np.random.default_rng(0).normal(size=(2, 2, 2)).astype(np.float32)
+  online = np.random.default_rng(0).normal(size=(2, 2)).astype(np.float32)
+  target = online[:, ::-1] + 0.1  # another action is the best one
+  selector = online if double_q else target
 
   def mean_loss(q):
-    losses = agent.loss(q[s_tm1], batch.a_tm1, batch.r_t, batch.discount_t, target[s_t])
-    return jnp.mean(losses)
+    logged = (batch.a_tm1, batch.r_t, batch.discount_t)
+    return jnp.mean(agent.loss(q[s_tm1], *logged, selector[s_t], target[s_t]))
 
-  got = testing.after_an_update(make_agent(data), {'q': online}, {'q': target})['q']
+  learner = make_agent(data, double_q=double_q)
+  got = testing.after_an_update(learner, {'q': online}, {'q': target})['q']
   np.testing.assert_allclose(got, online - jax.grad(mean_loss)(online), rtol=1e-5)
 
 
-@pytest.mark.parametrize('backend', ['cpu', 'gpu'])
-def test_learn_reaches_the_optimal_values_of_an_mdp(mdp_logs, monkeypatch, backend: str):
+@pytest.mark.parametrize('backend, double_q', [('cpu', False), ('cpu', True), ('gpu', False)])
+def test_learn_reaches_the_optimal_values_of_an_mdp(mdp_logs, monkeypatch, backend, double_q):
   """In both forms of `learn`; the one for accelerators runs on CPU as well."""
   monkeypatch.setattr(jax, 'default_backend', lambda: backend)
-  dqn = make_agent(replay.load(mdp_logs, discount=testing.DISCOUNT))
+  dqn = make_agent(replay.load(mdp_logs, discount=testing.DISCOUNT), double_q=double_q)
   metrics = [dqn.learn(100) for _ in range(6)]
   np.testing.assert_allclose(q_table(dqn), testing.optimal_values(), atol=1e-4)
   assert metrics[0]['loss'] > 1e-3 and metrics[-1]['loss'] < 1e-7

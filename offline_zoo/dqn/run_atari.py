@@ -28,6 +28,8 @@ class Config:
   replay_dir: str | None = None  # directory of log shards; default: demo logs, made if missing
   shards: tuple[int, ...] | None = None  # numbers of the shards to load; default: all
   max_rows_per_shard: int | None = None  # first rows of each shard to load (CQL's 1%: 10000)
+  min_episode_return: float | None = None  # leaves out logged episodes that return less, as logged
+  top_fraction: float | None = None  # of the rows in whole logged episodes, those of the best ones
   replay_cache_dir: str | None = None  # keeps encoded shards; default: ~/.cache; none: does not
   replay_memory_gb: float | None = None  # 10^9 bytes; default: free GPU memory, half of a CPU's
 
@@ -56,6 +58,7 @@ class Config:
   discount: float = 0.99  # of one agent step; paper
   max_abs_reward: float | None = 1.0  # bound of each reward, either way; none: raw rewards; paper
   target_network_update_period: int = 2_000  # gradient updates; paper
+  double_q: bool = False  # online network chooses the next action: Double DQN
   learning_rate: float = 0.00025  # of centered RMSProp; paper
   rmsprop_decay: float = 0.95  # paper
   rmsprop_epsilon: float = 0.00001  # inside the square root; paper
@@ -100,6 +103,7 @@ def make_agent(config: Config, num_actions: int, data: replay.ReplayData) -> age
     processor=processors.AtariProcessor(),
     batch_size=config.batch_size,
     target_network_update_period=config.target_network_update_period,
+    double_q=config.double_q,
     eval_epsilon=config.eval_epsilon,
     rng_key=jax.random.PRNGKey(config.seed),
   )
@@ -126,6 +130,8 @@ def main(config: Config) -> None:
     max_abs_reward=config.max_abs_reward,
     num_actions=num_actions,
     max_rows_per_shard=config.max_rows_per_shard,
+    min_episode_return=config.min_episode_return,
+    top_fraction=config.top_fraction,
     cache_dir=replay.cache_dir(config.replay_cache_dir),
     memory_gb=config.replay_memory_gb,
     num_resident_shards=run.progress.num_resident_shards,

@@ -23,7 +23,7 @@ from absl import logging
 
 from offline_zoo.encoding import frame_store
 
-VERSION = 2
+VERSION = 3
 _DIGEST_SIZE = hashlib.sha256().digest_size
 _PARTIAL = '.partial-'
 
@@ -40,8 +40,9 @@ class EncodedShard:
     actions: [n] uint8.
     rewards: [n] as logged; int8, int16 or float32, the smallest that holds them exactly.
     terminals: [n] uint8, as in `logs.shard.Rows`.
+    probabilities: [n] float32, of the actions under the policy that acted; [0] if not logged.
     episode_returns: [e] float64, sums of rewards as logged, of episodes that lie whole within it.
-    checksum: [] uint32, a CRC-32 of frames, actions, rewards as logged, and terminals.
+    checksum: [] uint32, a CRC-32 of frames, actions, rewards as logged, terminals, probabilities.
   """
 
   tiles: np.ndarray
@@ -51,6 +52,7 @@ class EncodedShard:
   actions: np.ndarray
   rewards: np.ndarray
   terminals: np.ndarray
+  probabilities: np.ndarray
   episode_returns: np.ndarray
   checksum: np.ndarray
 

@@ -140,7 +140,7 @@ def _encode_shard(
   num_items = encoder.num_items
   new = encoder.take_new()
   actions = rows.action.astype(np.uint8)
-  for column in (actions, rows.reward, rows.terminal):
+  for column in (actions, rows.reward, rows.terminal, rows.probability):
     checksum = isal_zlib.crc32(column.data, checksum)
   return replay_cache.EncodedShard(
     tiles=new.tiles,
@@ -150,6 +150,7 @@ def _encode_shard(
     actions=actions,
     rewards=_smallest(rows.reward),
     terminals=rows.terminal,
+    probabilities=rows.probability,
     episode_returns=_episode_returns(is_blank, rows.reward, rows.terminal),
     checksum=np.array(checksum, np.uint32),
   )
@@ -161,6 +162,7 @@ def load(
   num_actions: int | None,
   max_rows_per_shard: int | None,
   cache_dir: str | os.PathLike | None,
+  with_probabilities: bool = False,
 ) -> EncodedLogs:
   """Finds shards in the cache, or encodes them and puts them there.
 
@@ -170,6 +172,7 @@ def load(
     num_actions: the size of the game's action set, to check the logged actions against.
     max_rows_per_shard: encodes only the first rows of each shard.
     cache_dir: where encoded shards are kept for the next time; None keeps none.
+    with_probabilities: whether the shards must have probabilities of the logged actions.
 
   Raises:
     OSError: the directory, a shard, or a shard's file is missing, or cannot be read.
@@ -181,6 +184,11 @@ def load(
     raise FileNotFoundError(f'{replay_dir}: no shards {missing}; there are {list(there)}')
   if not numbers or len(set(numbers)) < len(numbers):
     raise ValueError(f'shards must be one or more different ones, got {numbers}')
+  for path in (there[number].path('prob') for number in numbers if with_probabilities):
+    if not path.exists():
+      raise FileNotFoundError(
+        f'{path}: missing; this agent needs the probabilities of the logged actions'
+      )
   directory = None
   if cache_dir is not None:
     directory = replay_cache.directory_for(cache_dir, replay_dir, max_rows_per_shard)
@@ -189,6 +197,8 @@ def load(
   for number, encoded_shard in zip(numbers, encoded.shards, strict=True):
     # Those that were in the cache have not been checked against this game.
     logs.shard.check_actions(there[number], encoded_shard.actions, num_actions)
+    if with_probabilities and len(encoded_shard.probabilities) < len(encoded_shard.actions):
+      raise ValueError(f'{replay_dir}: logs of this kind hold no probabilities of actions')
   return encoded
 
 

@@ -53,12 +53,16 @@ class Config:
 
 
 class Episode(NamedTuple):
-  """An episode of T agent steps: frames [T, 84, 84], actions, rewards and terminals [T]."""
+  """An episode of T agent steps: frames [T, 84, 84], actions, rewards, terminals, probs [T].
+
+  Probabilities are of the actions under the mixture of the policy and random actions.
+  """
 
   frames: np.ndarray
   actions: np.ndarray
   rewards: np.ndarray
   terminals: np.ndarray
+  probs: np.ndarray
 
 
 class _Recorder:
@@ -74,6 +78,7 @@ class _Recorder:
     self._frames: list[np.ndarray] = []
     self._actions: list[int] = []
     self._rewards: list[float] = []
+    self._probs: list[float] = []
     self.statistics: dict[str, float] = {}
 
   def reset(self, rng_key=None) -> None:
@@ -89,10 +94,13 @@ class _Recorder:
       return 0
     self._frames.append(processed.observation[..., -1])
     # The policy looks at every step, also at those that chance decides.
-    action = self._policy(self._environment.ram()) if self._policy else 0
+    choice = action = self._policy(self._environment.ram()) if self._policy else 0
     if self._rng.random() < self._epsilon:
       action = int(self._rng.integers(self._num_actions))
     self._actions.append(action)
+    # Also where an action drawn at random is the policy's.
+    chosen = 1 - self._epsilon if action == choice else 0.0
+    self._probs.append(chosen + self._epsilon / self._num_actions)
     return action
 
   def episode(self) -> Episode:
@@ -103,6 +111,7 @@ class _Recorder:
       np.array(self._actions, np.int32),
       np.array(self._rewards, np.float32),
       terminals,
+      np.array(self._probs, np.float32),
     )
 
 
@@ -179,7 +188,7 @@ def write_logs(config: Config, replay_dir: pathlib.Path) -> None:
     raise OSError(f'--replay_dir={replay_dir}: is a mount point; name a directory in it')
 
   partial = replay_dir.with_name(f'.{replay_dir.name}.partial-{uuid.uuid4().hex[:8]}')
-  writer = dqn_replay.ShardWriter(partial, config.shard_capacity)
+  writer = dqn_replay.ShardWriter(partial, config.shard_capacity, with_prob=True)
   returns = []
   start = time.monotonic()
   try:

@@ -21,7 +21,9 @@ def test_logs_are_the_episodes_row_by_row_and_reproducible(tmp_path):
     environment_name='breakout', num_transitions=900, shard_capacity=300, num_processes=2
   )
   demo.write_logs(config, tmp_path / 'a')
-  want: dict[str, list] = {'observation': [], 'action': [], 'reward': [], 'terminal': []}
+  want: dict[str, list] = {
+    name: [] for name in ('observation', 'action', 'reward', 'terminal', 'prob')
+  }
   index = 0
   while len(want['action']) < 1000:
     episode = demo.play_episode(config, index)
@@ -30,6 +32,7 @@ def test_logs_are_the_episodes_row_by_row_and_reproducible(tmp_path):
     want['action'] += [0, 0, 0, *episode.actions]
     want['reward'] += [0, 0, 0, *episode.rewards]
     want['terminal'] += [0, 0, 0, *episode.terminals]
+    want['prob'] += [0, 0, 0, *episode.probs]
     index += 1
   num_transitions = 0
   for files in dqn_replay.open_shards(tmp_path / 'a'):
@@ -61,7 +64,8 @@ def test_a_logged_episode_is_what_the_emulator_plays_again():
   environment = atari_env.AtariEnv('breakout', seed=int(rng.integers(2**31)))
   processor = processors.AtariProcessor()
   answer = processor(environment.reset())
-  for frame, action, reward, terminal in zip(*episode, strict=True):
+  for frame, action, reward, terminal, prob in zip(*episode, strict=True):
+    assert prob == 0.25
     np.testing.assert_array_equal(answer.observation[..., -1], frame)
     answer = None
     while answer is None:
@@ -105,6 +109,24 @@ def test_random_actions_are_as_often_as_they_should_be():
     pass
   rates = np.bincount(recorder._actions, minlength=4) / len(recorder._actions)
   np.testing.assert_allclose(rates, [0.1, 0.7, 0.1, 0.1], atol=0.05)
+
+
+def test_probabilities_are_of_the_policy_mixed_with_random_actions(monkeypatch):
+  """With a policy that always takes action 1, in an episode cut short."""
+  loop = parts.run_loop
+  monkeypatch.setattr(parts, 'run_loop', lambda *args: loop(*args, max_frames_per_episode=4000))
+  policies = {'pong': (lambda: lambda ram: 1, 0.8)}
+  monkeypatch.setattr(demo.demo_policies, 'POLICIES', policies)
+  episode = demo.play_episode(demo.Config(), 7)
+  rng = np.random.default_rng((1, 7))
+  rng.integers(2**31)
+  epsilon = rng.uniform(0.0, 0.8)
+  assert epsilon > 0.1
+  chosen = episode.actions == 1
+  want = np.where(chosen, 1 - epsilon + epsilon / 6, epsilon / 6)
+  np.testing.assert_allclose(episode.probs, want, rtol=1e-6)
+  # Random draws of the policy's action count as it.
+  assert np.mean(chosen) == pytest.approx(1 - epsilon + epsilon / 6, abs=0.05)
 
 
 def test_an_episode_cut_at_the_limit_is_logged_as_ended(monkeypatch):

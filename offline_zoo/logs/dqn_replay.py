@@ -9,6 +9,10 @@ gzip-compressed `.npy` files, checkpoints of a circular buffer of C rows, at mos
   $store$_terminal_ckpt.N.gz     [C] uint8, 1 on an episode's last row
   add_count_ckpt.N.gz            [] integer, rows ever added when the shard was written
 
+There may be another, which the public data lacks and n17s/batch_rl added:
+
+  $store$_prob_ckpt.N.gz         [C] float32, probability of the action under the policy that acted
+
 Row i holds a frame, the action taken at it, the reward that followed and whether the episode ended
 then. Rows from `add_count mod C` on are stale: left over from the lap before. Where there is no
 add_count, as in some public copies, a shard is taken for a full one: all rows but the last are
@@ -47,6 +51,7 @@ _COLUMNS: dict[str, tuple[np.dtype, tuple[int, ...]]] = {
   'action': (np.dtype(np.int32), ()),
   'reward': (np.dtype(np.float32), ()),
   'terminal': (np.dtype(np.uint8), ()),
+  'prob': (np.dtype(np.float32), ()),
 }
 # The fastest of isal's four levels (0 to 3): frames shrink about thirtyfold all the same.
 _COMPRESSION_LEVEL = 1
@@ -73,6 +78,7 @@ class Shard:
     reward: [C] float32, as logged.
     terminal: [C] uint8.
     add_count: rows ever added when the shard was written.
+    prob: [C] float32, probability of the action under the policy that acted; None if not logged.
   """
 
   observation: np.ndarray
@@ -80,10 +86,12 @@ class Shard:
   reward: np.ndarray
   terminal: np.ndarray
   add_count: int
+  prob: np.ndarray | None = None
 
   @property
   def columns(self) -> dict[str, np.ndarray]:
-    return {name: getattr(self, name) for name in _COLUMNS}
+    columns = {name: getattr(self, name) for name in _COLUMNS}
+    return {name: column for name, column in columns.items() if column is not None}
 
   @property
   def num_rows(self) -> int:
@@ -177,6 +185,8 @@ class ShardFiles:
     capacity = len(columns['terminal'])
     # Only rows that are not stale: what the others hold is nobody's business.
     used = {name: column[: add_count % capacity] for name, column in columns.items()}
+    if 'prob' in used:
+      used['probability'] = used.pop('prob')
     shard.check_rows(self, shard.Rows(**used, num_frames=capacity), num_actions)
     kept = {name: column[:max_rows] for name, column in used.items()}
     return shard.Rows(**kept, num_frames=capacity)
@@ -189,8 +199,9 @@ class ShardFiles:
     add_count = self._read_add_count()
     columns = {'terminal': self._read_column('terminal')}
     capacity = len(columns['terminal'])
-    for name in ('action', 'reward'):
-      columns[name] = self._read_column(name, capacity)
+    for name in ('action', 'reward', 'prob'):
+      if name != 'prob' or os.path.lexists(self.path(name)):
+        columns[name] = self._read_column(name, capacity)
     return columns, capacity - 1 if add_count is None else add_count
 
   def _read_add_count(self) -> int | None:
@@ -261,7 +272,7 @@ class ShardFiles:
   def write(self, content: Shard) -> None:
     """Writes the shard, replacing one that is there; makes the directory if need be.
 
-    All six files are complete on disk before the first of them takes its name. The same content
+    All files are complete on disk before the first of them takes its name. The same content
     gives the same bytes.
 
     Raises:
@@ -301,6 +312,8 @@ class ShardFiles:
           ) from error
       for name in arrays:
         os.replace(staged.path(name), self.path(name))
+      if content.prob is None:  # those of what was replaced are not this one's
+        self.path('prob').unlink(missing_ok=True)
     finally:
       shutil.rmtree(staging, ignore_errors=True)
 
@@ -339,12 +352,15 @@ class ShardWriter:
   Stale rows are zeros.
   """
 
-  def __init__(self, replay_dir: str | os.PathLike, capacity: int):
+  def __init__(self, replay_dir: str | os.PathLike, capacity: int, with_prob: bool = False):
+    """Begins a directory of shards of so many rows, `with_prob` with probabilities of actions."""
     if not NUM_PADDING_ROWS + 2 < capacity <= MAX_ROWS:
       raise ValueError(f'a shard needs a capacity of 6 to {MAX_ROWS} rows, got {capacity}')
     self._replay_dir = replay_dir
     self._columns = {
-      name: np.zeros((capacity, *shape), dtype) for name, (dtype, shape) in _COLUMNS.items()
+      name: np.zeros((capacity, *shape), dtype)
+      for name, (dtype, shape) in _COLUMNS.items()
+      if with_prob or name != 'prob'
     }
     self._capacity = capacity
     self._add_count = 0
@@ -353,18 +369,28 @@ class ShardWriter:
   def start_episode(self) -> None:
     """Adds the blank rows that stand before an episode's first frame."""
     for _ in range(NUM_PADDING_ROWS):
-      self._add(np.zeros(FRAME_SHAPE, np.uint8), 0, 0.0, False)
+      self._add(np.zeros(FRAME_SHAPE, np.uint8), 0, 0.0, False, 0.0)
 
-  def add(self, frame: np.ndarray, action: int, reward: float, terminal: bool) -> None:
-    """Adds a frame [84, 84] uint8, the action taken at it and what followed."""
-    self.num_transitions += self._add(frame, action, reward, terminal)
+  def add(
+    self, frame: np.ndarray, action: int, reward: float, terminal: bool, prob: float = 0.0
+  ) -> None:
+    """Adds a row.
+
+    Args:
+      frame: [84, 84] uint8.
+      action: taken at it.
+      reward: that followed.
+      terminal: whether the episode ended then.
+      prob: of the action under the policy that acted; where there is no such file, of no use.
+    """
+    self.num_transitions += self._add(frame, action, reward, terminal, prob)
 
   def _add(self, *row) -> bool:
     """Returns whether the row is kept."""
     index, position = divmod(self._add_count, self._capacity)
     kept = position < self._capacity - 1
     if kept:
-      for column, value in zip(self._columns.values(), row, strict=True):
+      for column, value in zip(self._columns.values(), row, strict=False):
         column[position] = value
     self._add_count += 1
     if position == self._capacity - 2:

@@ -25,6 +25,21 @@ CAPACITY = 1000
 # Writing.
 
 
+def test_probabilities_are_written_where_they_are_asked_for_and_replaced(tmp_path):
+  path = tmp_path / '$store$_prob_ckpt.0.gz'
+  for with_prob in (True, False):
+    writer = dqn_replay.ShardWriter(tmp_path, 10, with_prob=with_prob)
+    writer.start_episode()
+    for i in range(3):
+      writer.add(np.full((84, 84), i, np.uint8), i, 0.0, i == 2, 0.25 * i)
+    writer.close()
+    files = dqn_replay.ShardFiles(tmp_path, 0)
+    assert path.exists() == with_prob
+    probability = files.read_small_files(num_actions=3).probability
+    assert probability.tolist() == ([0, 0, 0, 0, 0.25, 0.5] if with_prob else [])
+    assert probability.dtype == np.float32
+
+
 def test_the_writer_makes_the_recorded_files(golden, logs, tmp_path):
   """The recorded stream, written by us, gives the recorded arrays but for the stale rows."""
   stream = np.load(golden / 'replay' / 'Breakout' / '1' / 'expected' / 'stream.npz')

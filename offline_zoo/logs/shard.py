@@ -30,12 +30,15 @@ class Rows:
     terminal: [n] uint8, TERMINAL or CUT on an episode's last row, 0 on others.
     num_frames: how many frames are read: those of these rows, and in some formats others after
       them, which are of no use, so that damage is found.
+    probability: [n] float32, of the action under the policy that acted, 0 in the rows before an
+      episode; [0] where the logs do not say.
   """
 
   action: np.ndarray
   reward: np.ndarray
   terminal: np.ndarray
   num_frames: int
+  probability: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.float32))
 
 
 class LogShard(Protocol):
@@ -46,7 +49,7 @@ class LogShard(Protocol):
     """The shard's number, by which flags and messages name it."""
 
   def path(self, name: str) -> pathlib.Path:
-    """The file with the observation, action, reward or terminal of each row, for messages."""
+    """The file with the observation, action, reward, terminal or prob of each row, for messages."""
 
   def fingerprint(self) -> Any:
     """What changes when a file of the shard does; of the kinds that JSON gives back unchanged."""
@@ -103,12 +106,14 @@ def check_rows(shard: LogShard, rows: Rows, num_actions: int | None) -> None:
   """Checks what usable rows hold.
 
   Raises:
-    FormatError: an action outside 0 .. num_actions - 1, a terminal flag other than 0 and 1, or a
-      reward that is not finite.
+    FormatError: an action outside 0 .. num_actions - 1, a terminal flag other than 0 and 1, a
+      reward that is not finite, or a probability outside [0, 1].
   """
   check_actions(shard, rows.action, num_actions)
   _check(shard, 'terminal', rows.terminal, rows.terminal <= 1, 'flags 0 or 1')
   _check(shard, 'reward', rows.reward, np.isfinite(rows.reward), 'finite rewards')
+  is_probability = (rows.probability >= 0) & (rows.probability <= 1)
+  _check(shard, 'prob', rows.probability, is_probability, 'probabilities')
 
 
 def _check(shard: LogShard, name: str, column: np.ndarray, good: np.ndarray, expected: str) -> None:

@@ -63,7 +63,8 @@ def test_one_head_is_dqn(golden, case: str):
     return agent.loss(q_tm1[..., None], a_tm1, r_t, discount_t, target, mixtures)
 
   def dqn(q_tm1):
-    return dqn_agent.loss(q_tm1, a_tm1, r_t, discount_t, heads_target[..., 0])
+    target = heads_target[..., 0]
+    return dqn_agent.loss(q_tm1, a_tm1, r_t, discount_t, target, target)
 
   q_tm1 = heads[..., 0]
   np.testing.assert_allclose(rem(q_tm1), dqn(q_tm1), rtol=1e-6)

@@ -1,0 +1,1 @@
+"""Behaviour cloning: supervised learning of logged actions, Pomerleau 1991."""

@@ -1,0 +1,1 @@
+"""Offline CRR: Wang et al. 2020, "Critic Regularized Regression"."""

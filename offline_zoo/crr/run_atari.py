@@ -1,0 +1,161 @@
+"""Trains offline CRR on logged Atari play and evaluates it after each iteration."""
+
+import dataclasses
+import pathlib
+
+import jax
+import optax
+from absl import logging
+
+from offline_zoo import atari_env, networks, parts, processors, program, replay, results
+from offline_zoo.logs import demo
+
+from . import agent
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """The experiment. Each field is a flag, and its comment the help.
+
+  "Paper" is Wang et al. 2020, "Tianshou" its example of CRR on Atari. Iterations and evaluation are
+  as in Agarwal et al. 2020, so that curves can be compared.
+  """
+
+  # Game and data
+
+  environment_name: str = 'pong'  # snake_case name of a game, see atari_data.py
+  replay_dir: str | None = None  # directory of log shards; default: demo logs, made if missing
+  shards: tuple[int, ...] | None = None  # numbers of the shards to load; default: all
+  max_rows_per_shard: int | None = None  # first rows of each shard to load (CQL's 1%: 10000)
+  min_episode_return: float | None = None  # leaves out logged episodes that return less, as logged
+  top_fraction: float | None = None  # of the rows in whole logged episodes, those of the best ones
+  replay_cache_dir: str | None = None  # keeps encoded shards; default: ~/.cache; none: does not
+  replay_memory_gb: float | None = None  # 10^9 bytes; default: free GPU memory, half of a CPU's
+
+  # Results
+
+  results_csv_path: str | None = None  # default: runs/<agent>/<game>/<seed>/results.csv
+  checkpoint_dir: str | None = None  # default: checkpoint, beside the CSV
+  keep_checkpoints: str = 'last'  # two; best: also that of the best evaluation; all: every one
+  tensorboard_dir: str | None = None  # gets the CSV's columns too, in <agent>/<game>/<seed>
+  video_dir: str | None = None  # gets an evaluation episode an iteration, in <agent>/<game>/<seed>
+
+  # Protocol
+
+  seed: int = 1  # of initialisation, sampling and evaluation
+  num_iterations: int = 200  # Agarwal et al. 2020
+  num_updates_per_iteration: int = 62_500  # gradient updates; as above
+  eval_steps: int = 125_000  # agent steps after each iteration, in whole episodes; as above
+  eval_epsilon: float = 0.001  # probability of a random action in evaluation; as above
+  sticky_action_probability: float = 0.25  # per emulator frame; Machado et al. 2018
+  rom_dir: str | None = None  # of ROMs to evaluate with, see roms.py; default: the emulator's own
+
+  # Learning
+
+  batch_size: int = 32  # transitions an update; Tianshou
+  n_step: int = 1  # horizon of the return; Tianshou
+  discount: float = 0.99  # of one agent step; Tianshou
+  max_abs_reward: float | None = 1.0  # bound of each reward, either way; none: raw; as in DQN
+  target_network_update_period: int = 500  # gradient updates; Tianshou
+  mode: str = 'exp'  # weights of the logged actions: exp, binary or all (of advantages); Tianshou
+  beta: float = 1.0  # temperature of exp; paper
+  max_weight: float = 20.0  # bound of exp; paper
+  min_q_weight: float = 10.0  # of CQL's loss, 0 for CRR alone; Tianshou, 50 for Breakout
+  sample_actions: bool = False  # acts by sampling from the policy, as Tianshou; not its best action
+  learning_rate: float = 0.0001  # of Adam; Tianshou
+  adam_epsilon: float = 0.00000001  # Tianshou, which leaves it to PyTorch
+
+  # Machine
+
+  jax_platform_name: str | None = None  # cpu or cuda; default: JAX's choice
+  debug: bool = False  # tracebacks for errors
+
+  def __post_init__(self):
+    program.check_experiment(self)
+    program.check_positive(
+      self, 'batch_size', 'n_step', 'max_abs_reward', 'target_network_update_period',
+      'beta', 'max_weight', 'learning_rate',
+    )  # fmt: skip
+    program.check_in_unit_interval(self, 'discount', 'adam_epsilon')
+    program.check(self, 'mode', self.mode in ('exp', 'binary', 'all'), 'exp, binary or all')
+    program.check_not_negative(self, 'min_q_weight')
+
+
+def make_agent(config: Config, num_actions: int, data: replay.ReplayData) -> agent.Crr:
+  """Makes the agent as the flags say, at the beginning of its learning.
+
+  Args:
+    config: the flags.
+    num_actions: the size of the game's action set.
+    data: what to learn from.
+  """
+  return agent.Crr(
+    network=networks.actor_critic_network(num_actions),
+    optimizer=optax.adam(config.learning_rate, eps=config.adam_epsilon),
+    data=data,
+    processor=processors.AtariProcessor(),
+    batch_size=config.batch_size,
+    target_network_update_period=config.target_network_update_period,
+    mode=config.mode,
+    beta=config.beta,
+    max_weight=config.max_weight,
+    min_q_weight=config.min_q_weight,
+    sample_actions=config.sample_actions,
+    eval_epsilon=config.eval_epsilon,
+    rng_key=jax.random.PRNGKey(config.seed),
+  )
+
+
+def main(config: Config) -> None:
+  """Runs the experiment, or what is left of it."""
+  run = results.Results(config, agent_name=pathlib.Path(__file__).parent.name)
+
+  def make_environment(seed: int) -> atari_env.AtariEnv:
+    return atari_env.AtariEnv(
+      config.environment_name,
+      sticky_action_probability=config.sticky_action_probability,
+      rom_dir=config.rom_dir,
+      seed=seed,
+    )
+
+  num_actions = make_environment(seed=0).action_spec().num_values
+  logs = replay.Logs(
+    config.replay_dir or demo.find_or_make(config.environment_name),
+    config.shards,
+    n_step=config.n_step,
+    discount=config.discount,
+    max_abs_reward=config.max_abs_reward,
+    num_actions=num_actions,
+    max_rows_per_shard=config.max_rows_per_shard,
+    min_episode_return=config.min_episode_return,
+    top_fraction=config.top_fraction,
+    cache_dir=replay.cache_dir(config.replay_cache_dir),
+    memory_gb=config.replay_memory_gb,
+    num_resident_shards=run.progress.num_resident_shards,
+    seed=config.seed,
+  )
+  logging.info('Replay: %s', logs.describe())
+  if config.replay_dir and (note := atari_env.rom_note(config.environment_name, config.rom_dir)):
+    logging.warning(note)
+
+  data = logs.resident(run.progress.iteration, config.num_iterations)
+  learner: parts.Learner = make_agent(config, num_actions, data)
+
+  progress = run.resume(learner, logs)
+  with parts.StopSignal() as stop:  # SIGTERM and Ctrl-C leave the block at the next good moment
+    while progress.iteration <= config.num_iterations:
+      learner.data = logs.resident(progress.iteration, config.num_iterations)
+      parts.learn_iteration(learner, progress, config.num_updates_per_iteration, stop)
+      environment_seed, act_key = parts.evaluation_seed(config.seed, progress.iteration)
+      environment = make_environment(environment_seed)
+      evaluation = parts.evaluate(
+        learner, environment, config.eval_steps, act_key, stop, run.video_path
+      )
+      progress.finish_iteration(config, evaluation, logs.mean_episode_return)
+      run.save(learner, progress)
+  if stop.requested:
+    run.save(learner, progress)  # what was learnt in the iteration under way
+
+
+if __name__ == '__main__':
+  program.run(main, Config)
