@@ -55,9 +55,11 @@ def test_a_directory_uses_its_own_files_and_no_other_agents(agent):
   assert testing.agent_class(module.agent).__module__ == f'offline_zoo.{agent}.agent'
 
 
-# What must be the same text in every agent, where an agent is another: (agent, name): why. None so
-# far.
-DIFFERENCES: dict[tuple[str, str], str] = {}
+# What must be the same text in every agent, where an agent is another: (agent, name): why.
+DIFFERENCES: dict[tuple[str, str], str] = {
+  ('bc', 'reset'): 'there are no values; it tells the greedy probability',
+  ('bc', 'step'): 'likewise',
+}
 
 
 @every_agent
@@ -81,6 +83,8 @@ EXPERIMENT = {
   'replay_dir': None,
   'shards': None,
   'max_rows_per_shard': None,
+  'min_episode_return': None,
+  'top_fraction': None,
   'replay_cache_dir': None,
   'replay_memory_gb': None,
   'results_csv_path': None,
@@ -94,6 +98,7 @@ EXPERIMENT = {
   'eval_steps': 125_000,
   'eval_epsilon': 0.001,
   'sticky_action_probability': 0.25,
+  'rom_dir': None,
   'batch_size': 32,
   'n_step': 1,
   'discount': 0.99,
@@ -106,7 +111,7 @@ RMSPROP = {'learning_rate': 0.00025, 'rmsprop_decay': 0.95, 'rmsprop_epsilon': 0
 SLOW_ADAM = {'learning_rate': 0.00005, 'adam_epsilon': 0.0003125}
 # As published; see each Config for where.
 DEFAULTS = {
-  'dqn': {**EXPERIMENT, **RMSPROP},
+  'dqn': {**EXPERIMENT, **RMSPROP, 'double_q': False},
   'qrdqn': {**EXPERIMENT, **SLOW_ADAM, 'num_quantiles': 200},
   'rem': {**EXPERIMENT, **SLOW_ADAM, 'num_heads': 200, 'num_mixtures': 1, 'ensemble': False},
   'cql': {**EXPERIMENT, **SLOW_ADAM, 'num_quantiles': 200, 'alpha': 1.0, 'double_q': False},

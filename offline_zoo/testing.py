@@ -142,6 +142,7 @@ def write_noise(directory: str | os.PathLike, num_shards: int) -> None:
       action=rng.integers(4, size=120, dtype=np.int32),
       reward=rng.integers(-2, 3, size=120).astype(np.float32),
       terminal=terminal,
+      prob=np.full(120, 0.25, np.float32),
       add_count=119,
     )
     dqn_replay.ShardFiles(directory, index).write(shard)
