@@ -182,6 +182,8 @@ PLACES: dict[str, list[tuple]] = {
   'n_step': [('Logs', 'n_step')],
   'discount': [('Logs', 'discount')],
   'max_abs_reward': [('Logs', 'max_abs_reward')],
+  'num_atoms': [('network', 'atoms', len), ('agent', 'atoms', len)],
+  'vmax': [('network', 'atoms', max), ('agent', 'atoms', max)],
   'learning_rate': [('optimizer', 'learning_rate')],
   'adam_epsilon': [('optimizer', 'eps')],
   'rmsprop_decay': [('optimizer', 'decay')],
@@ -199,6 +201,7 @@ DISTINCTIVE = {
   'shards': (5, 7),
   'num_iterations': 3,
   'num_mixtures': 5,
+  'vmax': 3.5,  # which float32 holds exactly
 }
 
 
