@@ -440,7 +440,10 @@ PERIOD = 3
 
 
 def stepwise_sgd(_) -> optax.GradientTransformation:
-  return optax.sgd(lambda count: jnp.array(STEP_SIZES)[count])
+  # Some networks' gradients are large: they take grey levels from 0 to 255.
+  return optax.chain(
+    optax.clip_by_global_norm(1.0), optax.sgd(lambda count: jnp.array(STEP_SIZES)[count])
+  )
 
 
 class Update(NamedTuple):
