@@ -69,7 +69,8 @@ def _run(agent: str, settings: dict[str, Any], sending: Connection) -> None:
       sending.send(record.getMessage())
 
   logging.set_verbosity(logging.INFO)
-  std_logging.getLogger('absl').handlers = [Handler()]
+  logger = std_logging.getLogger('absl')
+  logger.handlers, logger.propagate = [Handler()], False
   module = testing.run_atari(agent)
   with mock.patch.object(networks, 'nature_torso', testing.small_torso):
     try:
