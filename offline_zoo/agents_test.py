@@ -179,6 +179,7 @@ PLACES: dict[str, list[tuple]] = {
   'num_updates_per_iteration': [('learn_iteration', 'num_updates')],
   'eval_steps': [('evaluate', 'eval_steps')],
   'sticky_action_probability': [('AtariEnv', 'sticky_action_probability')],
+  'rom_dir': [('AtariEnv', 'rom_dir')],
   'n_step': [('Logs', 'n_step')],
   'discount': [('Logs', 'discount')],
   'max_abs_reward': [('Logs', 'max_abs_reward')],
@@ -280,6 +281,7 @@ def run_with_spies(module, config, monkeypatch) -> Spies:
   for owner, name, called, answer in (
     (results, 'Results', 'Results', lambda *_, **__: run),
     (atari_env, 'AtariEnv', 'AtariEnv', lambda *_, **__: environment),
+    (atari_env, 'rom_note', 'rom_note', lambda *_: 'another ROM'),
     (replay, 'Logs', 'Logs', lambda *_, **__: logs),
     (replay, 'cache_dir', 'cache_dir', lambda flag: f'cache {flag}'),
     (demo, 'find_or_make', 'find_or_make', lambda game: f'demo logs of {game}'),
@@ -328,10 +330,14 @@ def test_every_flag_arrives_under_its_name(agent, monkeypatch):
 
 
 @every_agent
-def test_main_passes_on_what_it_makes(agent, monkeypatch):
+def test_main_passes_on_what_it_makes(agent, monkeypatch, caplog):
   module = testing.run_atari(agent)
   config = distinctive(module.Config, None)
   spies = run_with_spies(module, config, monkeypatch)
+  assert spies.arguments('rom_note') == [
+    {'environment_name': config.environment_name, 'rom_dir': config.rom_dir}
+  ]
+  assert caplog.messages.count('another ROM') == 1
   (logs,) = spies.arguments('Logs')
   assert logs['num_actions'] == NUM_ACTIONS and logs['num_resident_shards'] == 2
   assert logs['cache_dir'] == f'cache {config.replay_cache_dir}'

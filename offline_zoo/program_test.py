@@ -93,6 +93,7 @@ def test_flags_from_a_config():
     ('1,,2', None),
     ('1.5', None),
     ('0-999999999', None),
+    ('1234567', None),
     ('٣', None),  # another alphabet's digit
     ('', None),
   ],

@@ -44,7 +44,7 @@ def _download(directory: pathlib.Path) -> pathlib.Path:
   requirements.write_text(f'atari-py==0.2.5 --hash=sha256:{SDIST_SHA256}\n')
   run = subprocess.run(
     [sys.executable, '-m', 'pip', 'download', '--quiet', '--disable-pip-version-check',
-     '--no-deps', '--no-binary=:all:', '--require-hashes', f'--requirement={requirements}',
+     '--no-deps', '--no-binary=:all:', f'--requirement={requirements}',
      f'--dest={directory}'],
     capture_output=True, text=True, check=False,
   )  # fmt: skip

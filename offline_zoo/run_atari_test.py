@@ -20,6 +20,7 @@ import sys
 import time
 
 import chex
+import jax
 import numpy as np
 import pytest
 from absl import logging
@@ -472,6 +473,22 @@ def test_nan_stops_the_run_and_keeps_the_last_checkpoint(agent, after_one, monke
       run_here(agent, after_one)
   assert rows(after_one) == before
   chex.assert_trees_all_equal(learnt(agent, {**after_one, 'num_iterations': 1}), first)
+
+
+@one_agent
+def test_one_infinite_parameter_is_not_saved(agent, after_one, monkeypatch):
+  agent_class = testing.agent_class(testing.run_atari(agent).agent)
+  get_state = agent_class.get_state
+
+  def one_infinite(self):
+    state = get_state(self)
+    jax.tree.leaves(state.online_params)[-1].flat[0] = np.inf if state.num_updates == 8 else 0.0
+    return state
+
+  monkeypatch.setattr(agent_class, 'get_state', one_infinite)
+  with pytest.raises(FloatingPointError, match='not finite after update 4 of iteration 2'):
+    run_here(agent, after_one)
+  assert len(rows(after_one)) == 1
 
 
 @one_agent
