@@ -415,7 +415,7 @@ def episodes(tmp_path):
     reward = np.where(np.arange(28) % 7 == 6, np.repeat(of_shard, 7), 0)
     actions = 100 * index + np.arange(28)
     shard = testing.make_shard(28, action=actions, terminal=terminal, reward=reward)
-    dqn_replay.write_shard(tmp_path, index, shard)
+    dqn_replay.ShardFiles(tmp_path, index).write(shard)
   return tmp_path
 
 
@@ -495,7 +495,9 @@ def test_windows_equal_those_of_another_codes_buffer(golden, shard: int, n_step:
   np.testing.assert_allclose(got.discount, want['traj_discount'], rtol=1e-6)
   numbers = got.s[:, :, 0, 0].astype(int) + 256 * got.s[:, :, 0, 1].astype(int)
   belong = want['traj_discount'] > 0
-  np.testing.assert_array_equal(numbers[:, :-1][belong], want['traj_frame'][belong])
+  ours, theirs = numbers[:, :-1][belong], want['traj_frame'][belong]
+  # Frames with a first pixel of 0 were taken for blank ones when numbers were recorded.
+  np.testing.assert_array_equal(np.where(ours % 256 == 0, 0, ours), theirs)
   # What a window and a transition have in common is the same.
   batch = replay.gather(data, want['indices'])
   np.testing.assert_array_equal(got.s[:, 0], batch.s_tm1)
