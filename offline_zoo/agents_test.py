@@ -107,6 +107,8 @@ EXPERIMENT = {
   'jax_platform_name': None,
   'debug': False,
 }
+# What an agent without returns does not have.
+RETURNS = ('n_step', 'discount', 'max_abs_reward', 'target_network_update_period')
 RMSPROP = {'learning_rate': 0.00025, 'rmsprop_decay': 0.95, 'rmsprop_epsilon': 0.00001}
 SLOW_ADAM = {'learning_rate': 0.00005, 'adam_epsilon': 0.0003125}
 # As published; see each Config for where.
@@ -115,6 +117,47 @@ DEFAULTS = {
   'qrdqn': {**EXPERIMENT, **SLOW_ADAM, 'num_quantiles': 200},
   'rem': {**EXPERIMENT, **SLOW_ADAM, 'num_heads': 200, 'num_mixtures': 1, 'ensemble': False},
   'cql': {**EXPERIMENT, **SLOW_ADAM, 'num_quantiles': 200, 'alpha': 1.0, 'double_q': False},
+  'c51': {
+    **EXPERIMENT,
+    'double_q': False,
+    'num_atoms': 51,
+    'vmax': 10.0,
+    'learning_rate': 0.00025,
+    'adam_epsilon': 0.0003125,
+  },
+  'bc': {
+    **{k: v for k, v in EXPERIMENT.items() if k not in RETURNS},
+    'penalty': 0.0,
+    'learning_rate': 0.0001,
+    'adam_epsilon': 1e-8,
+  },
+  'off_policy_dqn': {
+    **EXPERIMENT,
+    **RMSPROP,
+    'n_step': 5,
+    'target_epsilon': 0.001,
+    'min_ratio': 0.99,
+    'max_ratio': 1.01,
+    'first_ratio': True,
+  },
+  'crr': {
+    **EXPERIMENT,
+    'target_network_update_period': 500,
+    'mode': 'exp',
+    'beta': 1.0,
+    'max_weight': 20.0,
+    'min_q_weight': 10.0,
+    'sample_actions': False,
+    'learning_rate': 0.0001,
+    'adam_epsilon': 1e-8,
+  },
+  'multi_network_rem': {
+    **EXPERIMENT,
+    **SLOW_ADAM,
+    'num_networks': 4,
+    'num_mixtures': 1,
+    'ensemble': False,
+  },
   'bcq': {
     **EXPERIMENT,
     'target_network_update_period': 8_000,
@@ -189,6 +232,8 @@ PLACES: dict[str, list[tuple]] = {
   'adam_epsilon': [('optimizer', 'eps')],
   'rmsprop_decay': [('optimizer', 'decay')],
   'rmsprop_epsilon': [('optimizer', 'eps')],
+  'num_atoms': [('network', 'atoms', len), ('agent', 'atoms', len)],
+  'vmax': [('network', 'atoms', max), ('agent', 'atoms', max)],
 }
 # The whole Config is given to Results; the rest is program.run's.
 ELSEWHERE = {
@@ -202,6 +247,7 @@ DISTINCTIVE = {
   'shards': (5, 7),
   'num_iterations': 3,
   'num_mixtures': 5,
+  'mode': 'binary',
   'vmax': 3.5,  # which float32 holds exactly
 }
 
@@ -547,6 +593,15 @@ METRICS = {
 }
 
 
+def q_values(network: hk.Transformed, params: hk.Params, frames: jax.Array) -> np.ndarray:
+  """The network's values [B, A]; of several networks, stacked along a first axis, the mean."""
+  one = jax.eval_shape(network.init, jax.random.PRNGKey(0), frames)
+  if jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, one):
+    return np.asarray(network.apply(params, frames).q_values)
+  apply = jax.vmap(network.apply, in_axes=(0, None))
+  return np.mean(apply(params, frames).q_values, axis=0)
+
+
 @every_agent
 def test_metrics_are_what_they_say(agent, recorded, light):
   made, updates, _ = recorded(agent)
@@ -555,7 +610,7 @@ def test_metrics_are_what_they_say(agent, recorded, light):
     np.testing.assert_allclose(metrics['loss'], losses.mean(), rtol=1e-5)
     for name in METRICS.keys() & metrics.keys():
       with light():
-        q = np.asarray(made.settings['network'].apply(before.online_params, batch.s_tm1).q_values)
+        q = q_values(made.settings['network'], before.online_params, batch.s_tm1)
       want = METRICS[name](q, batch.a_tm1)
       np.testing.assert_allclose(metrics[name], want, rtol=1e-4, atol=1e-6)
 
@@ -655,7 +710,10 @@ def actors(data):
     made = make(agent, data, {'eval_epsilon': epsilon}, network=table_network)
     with pytest.MonkeyPatch.context() as patch:
       patch.setattr(networks, 'nature_torso', testing.small_torso)
-      made.learner.set_state(made.learner.get_state()._replace(online_params={'table': TABLE}))
+      state = made.learner.get_state()
+      # There may be several networks.
+      params = jax.tree.map(lambda like: np.broadcast_to(TABLE, like.shape), state.online_params)
+      made.learner.set_state(state._replace(online_params=params))
     return made.learner
 
   return make_actor
@@ -665,10 +723,11 @@ def actors(data):
 def test_actions_are_the_best_ones_but_for_random_ones(agent, actors):
   keys = jax.random.split(jax.random.PRNGKey(0), 20_000)
   for epsilon in (0.0, 0.3, 1.0):
-    act = jax.jit(jax.vmap(actors(agent, epsilon).act, in_axes=(None, 0, None)))
+    actor = actors(agent, epsilon)
+    act = jax.jit(jax.vmap(actor.act, in_axes=(None, 0, None)))
     for state, best in enumerate(BEST):
       frames = np.full((84, 84, 4), 10 * (state + 1), np.uint8)
-      next_keys, actions, _ = act({'table': TABLE}, keys, frames)
+      next_keys, actions, _ = act(actor.get_state().online_params, keys, frames)
       rates = np.bincount(actions, minlength=NUM_ACTIONS) / len(keys)
       want = np.full(NUM_ACTIONS, epsilon / NUM_ACTIONS)
       want[best] += 1 - epsilon
