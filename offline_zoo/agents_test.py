@@ -415,25 +415,31 @@ def data(tmp_path_factory):
   """Noise, so that no two transitions are equal."""
   directory = tmp_path_factory.mktemp('noise')
   testing.write_noise(directory, 1)
-  return replay.load(directory, num_actions=NUM_ACTIONS)
+  return replay.load(directory, num_actions=NUM_ACTIONS, with_probabilities=True)
 
 
 @pytest.fixture(scope='session')
 def light(data):
   """A block in which networks and batches take next to no compiling; all batches are noted."""
-  transitions = replay.gather(data, replay.valid_rows(data))
-  batches = []
+  rows, batches = replay.valid_rows(data), []
 
-  def sample(data, rng_key, batch_size):
-    rows = jax.random.randint(rng_key, (batch_size,), 0, len(transitions.a_tm1))
-    batches.append(jax.tree.map(lambda x: x[rows], transitions))
-    return batches[-1]
+  def sampler(everything):
+    def sample(data, rng_key, batch_size):
+      chosen = jax.random.randint(rng_key, (batch_size,), 0, len(rows))
+      batches.append(jax.tree.map(lambda x: x[chosen], everything))
+      return batches[-1]
+
+    return sample
+
+  sample = sampler(replay.gather(data, rows))
+  sample_windows = sampler(replay.gather_windows(data, rows))
 
   @contextlib.contextmanager
   def block():
     with pytest.MonkeyPatch.context() as patch:
       patch.setattr(networks, 'nature_torso', testing.small_torso)
       patch.setattr(replay, 'sample', sample)
+      patch.setattr(replay, 'sample_windows', sample_windows)
       yield batches
 
   return block
@@ -502,7 +508,7 @@ class Update(NamedTuple):
   """One of the first seven updates of an agent."""
 
   before: Any
-  batch: replay.Transition
+  batch: replay.Transition | replay.Windows
   losses: np.ndarray  # [batch_size]
   metrics: dict[str, jax.Array]
   after: Any
@@ -548,6 +554,13 @@ def recorded(data, light):
   return record
 
 
+def acted_in(batch) -> tuple[jax.Array, jax.Array]:
+  """The states that a batch of transitions or windows begins with, and the actions logged there."""
+  if isinstance(batch, replay.Windows):
+    return batch.s[:, 0], batch.a[:, 0]
+  return batch.s_tm1, batch.a_tm1
+
+
 def equal(a, b) -> bool:
   """Whether two trees of parameters are."""
   return all(np.array_equal(x, y) for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True))
@@ -575,9 +588,9 @@ def test_the_optimizers_state_is_carried(agent, recorded):
 
 @every_agent
 def test_batches_are_new_in_every_update(agent, recorded):
-  batches = [update.batch for update in recorded(agent).updates]
-  assert all(len(batch.a_tm1) == 5 for batch in batches)
-  seen = {np.asarray(batch.s_tm1).tobytes() for batch in batches}
+  batches = [acted_in(update.batch) for update in recorded(agent).updates]
+  assert all(len(actions) == 5 for _, actions in batches)
+  seen = {np.asarray(states).tobytes() for states, _ in batches}
   assert len(seen) == len(batches)
   keys = {np.asarray(update.before.rng_key).tobytes() for update in recorded(agent).updates}
   assert len(keys) == len(batches)
@@ -608,10 +621,11 @@ def test_metrics_are_what_they_say(agent, recorded, light):
   for before, batch, losses, metrics, _ in updates:
     assert losses.shape == (5,)
     np.testing.assert_allclose(metrics['loss'], losses.mean(), rtol=1e-5)
+    states, actions = acted_in(batch)
     for name in METRICS.keys() & metrics.keys():
       with light():
-        q = q_values(made.settings['network'], before.online_params, batch.s_tm1)
-      want = METRICS[name](q, batch.a_tm1)
+        q = q_values(made.settings['network'], before.online_params, states)
+      want = METRICS[name](q, actions)
       np.testing.assert_allclose(metrics[name], want, rtol=1e-4, atol=1e-6)
 
 
