@@ -232,8 +232,6 @@ PLACES: dict[str, list[tuple]] = {
   'adam_epsilon': [('optimizer', 'eps')],
   'rmsprop_decay': [('optimizer', 'decay')],
   'rmsprop_epsilon': [('optimizer', 'eps')],
-  'num_atoms': [('network', 'atoms', len), ('agent', 'atoms', len)],
-  'vmax': [('network', 'atoms', max), ('agent', 'atoms', max)],
 }
 # The whole Config is given to Results; the rest is program.run's.
 ELSEWHERE = {

@@ -144,7 +144,6 @@ def write_noise(directory: str | os.PathLike, num_shards: int) -> None:
       terminal=terminal,
       prob=np.full(120, 0.25, np.float32),
       add_count=119,
-      prob=np.full(120, 0.25, np.float32),
     )
     dqn_replay.ShardFiles(directory, index).write(shard)
 
