@@ -107,6 +107,8 @@ EXPERIMENT = {
   'jax_platform_name': None,
   'debug': False,
 }
+# What an agent without returns does not have.
+RETURNS = ('n_step', 'discount', 'max_abs_reward', 'target_network_update_period')
 RMSPROP = {'learning_rate': 0.00025, 'rmsprop_decay': 0.95, 'rmsprop_epsilon': 0.00001}
 SLOW_ADAM = {'learning_rate': 0.00005, 'adam_epsilon': 0.0003125}
 # As published; see each Config for where.
@@ -115,6 +117,47 @@ DEFAULTS = {
   'qrdqn': {**EXPERIMENT, **SLOW_ADAM, 'num_quantiles': 200},
   'rem': {**EXPERIMENT, **SLOW_ADAM, 'num_heads': 200, 'num_mixtures': 1, 'ensemble': False},
   'cql': {**EXPERIMENT, **SLOW_ADAM, 'num_quantiles': 200, 'alpha': 1.0, 'double_q': False},
+  'c51': {
+    **EXPERIMENT,
+    'double_q': False,
+    'num_atoms': 51,
+    'vmax': 10.0,
+    'learning_rate': 0.00025,
+    'adam_epsilon': 0.0003125,
+  },
+  'bc': {
+    **{k: v for k, v in EXPERIMENT.items() if k not in RETURNS},
+    'penalty': 0.0,
+    'learning_rate': 0.0001,
+    'adam_epsilon': 1e-8,
+  },
+  'off_policy_dqn': {
+    **EXPERIMENT,
+    **RMSPROP,
+    'n_step': 5,
+    'target_epsilon': 0.001,
+    'min_ratio': 0.99,
+    'max_ratio': 1.01,
+    'first_ratio': True,
+  },
+  'crr': {
+    **EXPERIMENT,
+    'target_network_update_period': 500,
+    'mode': 'exp',
+    'beta': 1.0,
+    'max_weight': 20.0,
+    'min_q_weight': 10.0,
+    'sample_actions': False,
+    'learning_rate': 0.0001,
+    'adam_epsilon': 1e-8,
+  },
+  'multi_network_rem': {
+    **EXPERIMENT,
+    **SLOW_ADAM,
+    'num_networks': 4,
+    'num_mixtures': 1,
+    'ensemble': False,
+  },
   'bcq': {
     **EXPERIMENT,
     'target_network_update_period': 8_000,
@@ -202,6 +245,7 @@ DISTINCTIVE = {
   'shards': (5, 7),
   'num_iterations': 3,
   'num_mixtures': 5,
+  'mode': 'binary',
   'vmax': 3.5,  # which float32 holds exactly
 }
 
@@ -369,25 +413,31 @@ def data(tmp_path_factory):
   """Noise, so that no two transitions are equal."""
   directory = tmp_path_factory.mktemp('noise')
   testing.write_noise(directory, 1)
-  return replay.load(directory, num_actions=NUM_ACTIONS)
+  return replay.load(directory, num_actions=NUM_ACTIONS, with_probabilities=True)
 
 
 @pytest.fixture(scope='session')
 def light(data):
   """A block in which networks and batches take next to no compiling; all batches are noted."""
-  transitions = replay.gather(data, replay.valid_rows(data))
-  batches = []
+  rows, batches = replay.valid_rows(data), []
 
-  def sample(data, rng_key, batch_size):
-    rows = jax.random.randint(rng_key, (batch_size,), 0, len(transitions.a_tm1))
-    batches.append(jax.tree.map(lambda x: x[rows], transitions))
-    return batches[-1]
+  def sampler(everything):
+    def sample(data, rng_key, batch_size):
+      chosen = jax.random.randint(rng_key, (batch_size,), 0, len(rows))
+      batches.append(jax.tree.map(lambda x: x[chosen], everything))
+      return batches[-1]
+
+    return sample
+
+  sample = sampler(replay.gather(data, rows))
+  sample_windows = sampler(replay.gather_windows(data, rows))
 
   @contextlib.contextmanager
   def block():
     with pytest.MonkeyPatch.context() as patch:
       patch.setattr(networks, 'nature_torso', testing.small_torso)
       patch.setattr(replay, 'sample', sample)
+      patch.setattr(replay, 'sample_windows', sample_windows)
       yield batches
 
   return block
@@ -456,7 +506,7 @@ class Update(NamedTuple):
   """One of the first seven updates of an agent."""
 
   before: Any
-  batch: replay.Transition
+  batch: replay.Transition | replay.Windows
   losses: np.ndarray  # [batch_size]
   metrics: dict[str, jax.Array]
   after: Any
@@ -502,6 +552,13 @@ def recorded(data, light):
   return record
 
 
+def acted_in(batch) -> tuple[jax.Array, jax.Array]:
+  """The states that a batch of transitions or windows begins with, and the actions logged there."""
+  if isinstance(batch, replay.Windows):
+    return batch.s[:, 0], batch.a[:, 0]
+  return batch.s_tm1, batch.a_tm1
+
+
 def equal(a, b) -> bool:
   """Whether two trees of parameters are."""
   return all(np.array_equal(x, y) for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True))
@@ -529,9 +586,9 @@ def test_the_optimizers_state_is_carried(agent, recorded):
 
 @every_agent
 def test_batches_are_new_in_every_update(agent, recorded):
-  batches = [update.batch for update in recorded(agent).updates]
-  assert all(len(batch.a_tm1) == 5 for batch in batches)
-  seen = {np.asarray(batch.s_tm1).tobytes() for batch in batches}
+  batches = [acted_in(update.batch) for update in recorded(agent).updates]
+  assert all(len(actions) == 5 for _, actions in batches)
+  seen = {np.asarray(states).tobytes() for states, _ in batches}
   assert len(seen) == len(batches)
   keys = {np.asarray(update.before.rng_key).tobytes() for update in recorded(agent).updates}
   assert len(keys) == len(batches)
@@ -547,16 +604,26 @@ METRICS = {
 }
 
 
+def q_values(network: hk.Transformed, params: hk.Params, frames: jax.Array) -> np.ndarray:
+  """The network's values [B, A]; of several networks, stacked along a first axis, the mean."""
+  one = jax.eval_shape(network.init, jax.random.PRNGKey(0), frames)
+  if jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, one):
+    return np.asarray(network.apply(params, frames).q_values)
+  apply = jax.vmap(network.apply, in_axes=(0, None))
+  return np.mean(apply(params, frames).q_values, axis=0)
+
+
 @every_agent
 def test_metrics_are_what_they_say(agent, recorded, light):
   made, updates, _ = recorded(agent)
   for before, batch, losses, metrics, _ in updates:
     assert losses.shape == (5,)
     np.testing.assert_allclose(metrics['loss'], losses.mean(), rtol=1e-5)
+    states, actions = acted_in(batch)
     for name in METRICS.keys() & metrics.keys():
       with light():
-        q = np.asarray(made.settings['network'].apply(before.online_params, batch.s_tm1).q_values)
-      want = METRICS[name](q, batch.a_tm1)
+        q = q_values(made.settings['network'], before.online_params, states)
+      want = METRICS[name](q, actions)
       np.testing.assert_allclose(metrics[name], want, rtol=1e-4, atol=1e-6)
 
 
@@ -655,7 +722,10 @@ def actors(data):
     made = make(agent, data, {'eval_epsilon': epsilon}, network=table_network)
     with pytest.MonkeyPatch.context() as patch:
       patch.setattr(networks, 'nature_torso', testing.small_torso)
-      made.learner.set_state(made.learner.get_state()._replace(online_params={'table': TABLE}))
+      state = made.learner.get_state()
+      # There may be several networks.
+      params = jax.tree.map(lambda like: np.broadcast_to(TABLE, like.shape), state.online_params)
+      made.learner.set_state(state._replace(online_params=params))
     return made.learner
 
   return make_actor
@@ -665,10 +735,11 @@ def actors(data):
 def test_actions_are_the_best_ones_but_for_random_ones(agent, actors):
   keys = jax.random.split(jax.random.PRNGKey(0), 20_000)
   for epsilon in (0.0, 0.3, 1.0):
-    act = jax.jit(jax.vmap(actors(agent, epsilon).act, in_axes=(None, 0, None)))
+    actor = actors(agent, epsilon)
+    act = jax.jit(jax.vmap(actor.act, in_axes=(None, 0, None)))
     for state, best in enumerate(BEST):
       frames = np.full((84, 84, 4), 10 * (state + 1), np.uint8)
-      next_keys, actions, _ = act({'table': TABLE}, keys, frames)
+      next_keys, actions, _ = act(actor.get_state().online_params, keys, frames)
       rates = np.bincount(actions, minlength=NUM_ACTIONS) / len(keys)
       want = np.full(NUM_ACTIONS, epsilon / NUM_ACTIONS)
       want[best] += 1 - epsilon
