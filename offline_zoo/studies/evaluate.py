@@ -37,6 +37,7 @@ class Config:
   video_path: str | None = None  # where to record the first episode, as MP4
   num_states: int = 10_000  # logged states to compare actions in; 0: none
   replay_dir: str | None = None  # the logs to compare with; default: the run's own
+  rom_dir: str | None = None  # of the ROM to play, see roms.py; default: the run's own
   seed: int = 0  # of episodes and states
   jax_platform_name: str | None = None  # cpu or cuda; default: JAX's choice
   debug: bool = False  # tracebacks for errors
@@ -66,15 +67,18 @@ class Trained:
   num_updates: int
 
 
-def restore(checkpoint_dir: str | os.PathLike, which: str = 'last') -> Trained:
+def restore(
+  checkpoint_dir: str | os.PathLike, which: str = 'last', rom_dir: str | None = None
+) -> Trained:
   """Makes the agent of a run as a checkpoint has it; it needs no logs for that.
 
   Args:
     checkpoint_dir: of the run.
     which: 'last', 'best', or a number.
+    rom_dir: see `atari_env.rom_path`; None: the run's own.
 
   Raises:
-    FileNotFoundError: there is no checkpoint.
+    FileNotFoundError: there is no checkpoint, or no ROM.
     ValueError: there is none of that number, or it is damaged, or of another version.
   """
   saved = checkpoints.Checkpoints(checkpoint_dir)
@@ -91,7 +95,10 @@ def restore(checkpoint_dir: str | os.PathLike, which: str = 'last') -> Trained:
       f'{checkpoint.path}: not a checkpoint of this version of the package: {error!r}'
     ) from error
   environment = atari_env.AtariEnv(
-    config.environment_name, sticky_action_probability=config.sticky_action_probability, seed=0
+    config.environment_name,
+    sticky_action_probability=config.sticky_action_probability,
+    rom_dir=rom_dir or config.rom_dir,
+    seed=0,
   )
   agent = module.make_agent(config, environment.action_spec().num_values, None)
   state = checkpoint.state(agent.get_state())
@@ -174,7 +181,8 @@ def load_logs(config: Config, trained: Trained) -> replay.ReplayData | None:
     replay_dir, chosen = pathlib.Path(config.replay_dir), {}
   else:
     replay_dir = pathlib.Path(flags.replay_dir or demo.default_dir(flags.environment_name))
-    chosen = {'shards': flags.shards, 'max_rows_per_shard': flags.max_rows_per_shard}
+    names = ('shards', 'max_rows_per_shard', 'min_episode_return', 'top_fraction')
+    chosen = {name: getattr(flags, name) for name in names}
     if not replay_dir.is_dir():
       logging.warning('No agreement: there are no logs at %s; see --replay_dir', replay_dir)
       return None
@@ -189,7 +197,7 @@ def load_logs(config: Config, trained: Trained) -> replay.ReplayData | None:
 
 
 def main(config: Config) -> None:
-  trained = restore(config.checkpoint_dir or '', config.checkpoint)
+  trained = restore(config.checkpoint_dir or '', config.checkpoint, config.rom_dir)
   data = load_logs(config, trained) if config.num_states else None
   video_path = pathlib.Path(config.video_path) if config.video_path else None
   returns = play(trained, config.episodes, config.seed, video_path)

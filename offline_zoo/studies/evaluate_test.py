@@ -1,16 +1,26 @@
 """Tests for evaluate.py: the agent of a checkpoint, its score, video, and agreement with logs."""
 
+import shutil
 import types
 
+import ale_py
 import chex
 import cv2
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from offline_zoo import checkpoints, replay, testing
+from offline_zoo import checkpoints, networks, replay, testing
 from offline_zoo.dqn import run_atari
 from offline_zoo.studies import evaluate
+
+
+@pytest.fixture(scope='module', autouse=True)
+def small_torso():
+  """Networks that take next to no time."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(networks, 'nature_torso', testing.small_torso)
+    yield
 
 
 @pytest.fixture(scope='module')
@@ -43,6 +53,13 @@ def test_the_agent_is_as_the_checkpoint_has_it(run, trained):
   assert first.num_updates == 3
   with pytest.raises(AssertionError):
     chex.assert_trees_all_equal(first.agent.get_state().online_params, saved.online_params)
+
+
+def test_a_rom_of_the_users_is_played(run, tmp_path):
+  shutil.copy(ale_py.roms.get_rom_path('breakout'), tmp_path)
+  evaluate.restore(run / 'checkpoint', rom_dir=str(tmp_path))
+  with pytest.raises(FileNotFoundError, match=r'--rom_dir=.*none: no breakout\.bin there'):
+    evaluate.restore(run / 'checkpoint', rom_dir=str(tmp_path / 'none'))
 
 
 def test_episodes_are_a_function_of_seed_and_number(trained, tmp_path):

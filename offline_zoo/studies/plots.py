@@ -9,14 +9,14 @@ import functools
 import io
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter
 
 from offline_zoo.studies import runs, statistics
@@ -39,7 +39,7 @@ def theme(dark: bool) -> contextlib.AbstractContextManager[None]:
   background, text, grid = (
     ('#0D1117', '#F0F6FC', '#30363D') if dark else ('#FFFFFF', '#1F2328', '#D8DEE4')
   )
-  settings: dict[str, Any] = {
+  settings: Any = {
     'axes.axisbelow': True, 'axes.grid': True, 'axes.spines.right': False,
     'axes.spines.top': False, 'figure.constrained_layout.use': True, 'font.size': 9,
     'grid.linewidth': 0.6, 'legend.frameon': False, 'legend.handlelength': 3,
@@ -159,9 +159,9 @@ def _draw_references(axes: Axes, of_game: Sequence[Run]) -> None:
   )  # fmt: skip
 
 
-def _add_legend(figure: Figure, panels: Sequence[Axes]) -> None:
+def _add_legend(figure: Figure, panels: Iterable[Axes]) -> None:
   """Explains, below the panels, what is drawn in any of them: agents first, references last."""
-  entries: dict[str, Line2D] = {}
+  entries: dict[str, Artist] = {}
   for axes in panels:
     handles, labels = axes.get_legend_handles_labels()
     entries = {**dict(zip(labels, handles, strict=True)), **entries}

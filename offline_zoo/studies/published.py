@@ -22,6 +22,8 @@ _FLAGS: dict[str, Any] = {
   'eval_epsilon': 0.001,
   'batch_size': 32,
   'max_rows_per_shard': 10_000,  # of a million: 1%
+  'min_episode_return': None,
+  'top_fraction': None,
 }
 _NUM_SHARDS = 50
 
@@ -43,8 +45,8 @@ def mismatch(run: Run, dqn_replay_run: int) -> str | None:
     game = atari_data.game(run.environment_name)
     return f'--replay_dir of {run} does not end with {game.directory}/{dqn_replay_run}/replay_logs'
   shards = run.flags.get('shards')
-  if shards is not None and len(set(shards)) != _NUM_SHARDS:
-    return f'{run} has --shards for {len(set(shards))} shards, not all {_NUM_SHARDS}'
+  if shards is not None and shards != [*range(_NUM_SHARDS)]:
+    return f'{run} has --shards={shards}, not all {_NUM_SHARDS} of them'
   return None
 
 

@@ -40,10 +40,11 @@ def test_scores_beside_a_run_of_the_same_protocol_and_data(write_csv):
       '--replay_dir of cql on pong, seed 1 does not end with Pong/1/replay_logs',
     ),
     ({'replay_dir': '/data/Pong/2/replay_logs'}, 'does not end with Pong/1/replay_logs'),
-    ({'shards': [0, 1]}, '--shards for 2 shards, not all 50'),
+    ({'shards': [0, 1]}, r'--shards=\[0, 1\], not all 50 of them'),
     ({'max_rows_per_shard': None}, '--max_rows_per_shard=None, not 10000'),
     ({'sticky_action_probability': 0.0}, r'--sticky_action_probability=0\.0, not 0\.25'),
     ({'eval_epsilon': 0.0}, r'--eval_epsilon=0\.0, not 0\.001'),
+    ({'top_fraction': 0.1}, r'--top_fraction=0\.1, not None'),
     ({'batch_size': 64}, '--batch_size=64, not 32'),
   ],
 )

@@ -12,6 +12,7 @@ import itertools
 import json
 import math
 import pathlib
+import re
 import tarfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -67,14 +68,11 @@ class Run:
 
     A copy of one is told by its path, which ends as in the dataset's bucket: `Pong/1/replay_logs`.
     """
-    *_, directory, number, logs = ('', '', '', *pathlib.PurePath(self._replay_dir).parts)
+    replay_dir = str((self.flags or {}).get('replay_dir'))
+    *_, directory, number, logs = ('', '', '', *pathlib.PurePath(replay_dir).parts)
     game = atari_data.game(self.environment_name)
     known = (directory, logs) == (game.directory, 'replay_logs') and number.isdecimal()
     return int(number) if known else None
-
-  @property
-  def _replay_dir(self) -> str:
-    return (self.flags or {}).get('replay_dir') or ''
 
   def column(self, name: str) -> np.ndarray:
     """Numbers of a column [num_rows]; NaN for empty cells."""
@@ -110,20 +108,24 @@ def _read_file(path: pathlib.Path) -> Iterator[Run]:
   if path.name.endswith('.tar.gz'):
     yield from _read_archive(path)
     return
-  if path.stat().st_size > MAX_BYTES:
-    raise ValueError(f'{path}: too large for a results CSV: more than {MAX_BYTES} bytes')
   config_path = path.with_name('config.json')
   if config_path.is_file():
     try:
-      config = json.loads(config_path.read_text())
+      config = json.loads(_read_bytes(config_path))
       agent, flags = str(config['agent']), dict(config['flags'])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, RecursionError, TypeError, ValueError) as error:
       raise ValueError(f'{config_path}: not the config.json of a run: {error!r}') from error
   elif path.stem == 'results':
     raise ValueError(f'{path}: no config.json beside it that says which agent this is')
   else:
     agent, flags = path.stem, None
-  yield from _runs(path.read_bytes(), str(path), agent, flags)
+  yield from _runs(_read_bytes(path), str(path), agent, flags)
+
+
+def _read_bytes(path: pathlib.Path) -> bytes:
+  if path.stat().st_size > MAX_BYTES:
+    raise ValueError(f'{path}: too large, more than {MAX_BYTES} bytes')
+  return path.read_bytes()
 
 
 def _read_archive(path: pathlib.Path) -> Iterator[Run]:
@@ -135,7 +137,7 @@ def _read_archive(path: pathlib.Path) -> Iterator[Run]:
         if file is None or not member.name.endswith('.csv'):
           raise ValueError(f'{source}: expected CSV files only')
         if member.size > MAX_BYTES:
-          raise ValueError(f'{source}: too large for a results CSV: {member.size} bytes')
+          raise ValueError(f'{source}: too large, more than {MAX_BYTES} bytes')
         yield from _runs(file.read(), source, pathlib.PurePath(member.name).stem, None)
   except (EOFError, tarfile.TarError, gzip.BadGzipFile, zlib.error) as error:
     raise ValueError(f'{path}: not a tar archive, or damaged: {error}') from error
@@ -143,6 +145,8 @@ def _read_archive(path: pathlib.Path) -> Iterator[Run]:
 
 def _runs(content: bytes, source: str, agent: str, flags: dict[str, Any] | None) -> list[Run]:
   """Splits a CSV into its runs."""
+  if not re.fullmatch(r'[\w-]+', agent):  # which names a file in an archive
+    raise ValueError(f'{source}: {agent!r} cannot be the name of an agent')
   runs: dict[tuple[str, int], list[dict[str, str]]] = {}
   try:
     reader = csv.DictReader(io.StringIO(content.decode(), newline=''), strict=True)

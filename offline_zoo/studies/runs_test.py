@@ -165,6 +165,9 @@ def test_other_files_are_refused(write_csv, tmp_path, monkeypatch):
   path.with_name('config.json').write_text('{"agent": "cql"}')
   with pytest.raises(ValueError, match=r"config\.json: not the config\.json of a run: .*'flags'"):
     runs.read([path])
+  path.with_name('config.json').write_text('{"agent": "../cql", "flags": {}}')
+  with pytest.raises(ValueError, match=r"'\.\./cql' cannot be the name of an agent"):
+    runs.read([path])
   monkeypatch.setattr(runs, 'MAX_BYTES', 10)
   with pytest.raises(ValueError, match=r'rem\.csv: too large'):
     runs.read([write_csv('rem.csv', [1.0])])
