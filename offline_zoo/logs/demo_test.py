@@ -142,7 +142,7 @@ def test_an_episode_cut_at_the_limit_is_logged_as_ended(monkeypatch):
     ({'environment_name': 'pnog'}, "'pong'"),
     ({'num_transitions': 0}, '--num_transitions=0'),
     ({'policy': 'best'}, '--policy=best'),
-    ({'policy': 'scripted', 'environment_name': 'seaquest'}, 'only for pong, breakout'),
+    ({'policy': 'scripted', 'environment_name': 'seaquest'}, 'only for freeway, pong, breakout'),
     ({'shard_capacity': 3}, 'capacity'),
     ({'sticky_action_probability': 2.0}, 'sticky_action_probability'),
     ({'num_processes': 0}, '--num_processes=0'),
