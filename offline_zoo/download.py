@@ -336,7 +336,7 @@ def _receive(config: Config, file: File, partial: pathlib.Path, stop, count) -> 
     _PassingError: some of it, or nothing, has come.
   """
   start = _size(partial)
-  if partial.exists() and start == file.size:
+  if partial.exists() and start >= file.size:
     return
   # As stored: without the word gzip, the server may decompress, and then knows no ranges.
   headers = {'Accept-Encoding': 'gzip', **({'Range': f'bytes={start}-'} if start else {})}

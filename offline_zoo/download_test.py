@@ -348,6 +348,16 @@ def test_more_than_was_listed(bucket, config, one_file):
   assert here(config) == {}
 
 
+def test_a_partial_file_that_is_too_long(bucket, config, one_file):
+  """As a kill may leave it while more comes than was listed."""
+  pathlib.Path(config.replay_dir).mkdir()
+  partial = pathlib.Path(config.replay_dir, f'.{OBSERVATION.rpartition("/")[2]}.7.partial')
+  partial.write_bytes(bucket.files[OBSERVATION] + b'more')
+  one_file()
+  assert list(here(config).values()) == [bucket.files[OBSERVATION]]
+  assert bucket.starts(OBSERVATION) == [0]
+
+
 def test_a_server_that_fails_for_good(bucket, config, one_file):
   bucket.faults[OBSERVATION].extend([cut(100), *[status(500)] * 9])
   with pytest.raises(OSError, match=r'gz: HTTP status 500, after 5 attempts; .*goes on from here'):
