@@ -110,8 +110,9 @@ def _read_file(path: pathlib.Path) -> Iterator[Run]:
     return
   config_path = path.with_name('config.json')
   if config_path.is_file():
+    content = _read_bytes(config_path)
     try:
-      config = json.loads(_read_bytes(config_path))
+      config = json.loads(content)
       agent, flags = str(config['agent']), dict(config['flags'])
     except (KeyError, RecursionError, TypeError, ValueError) as error:
       raise ValueError(f'{config_path}: not the config.json of a run: {error!r}') from error

@@ -169,8 +169,10 @@ def test_other_files_are_refused(write_csv, tmp_path, monkeypatch):
   with pytest.raises(ValueError, match=r"'\.\./cql' cannot be the name of an agent"):
     runs.read([path])
   monkeypatch.setattr(runs, 'MAX_BYTES', 10)
+  with pytest.raises(ValueError, match=r'^\S*config\.json: too large'):
+    runs.read([path])
   with pytest.raises(ValueError, match=r'rem\.csv: too large'):
-    runs.read([write_csv('rem.csv', [1.0])])
+    runs.read([write_csv('other/rem.csv', [1.0])])
 
 
 def archive_of(member: tarfile.TarInfo, content: bytes = b'') -> bytes:
