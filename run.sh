@@ -38,8 +38,12 @@ lock() {
 
 train() {
   set_up
-  local csv=runs/short/results.csv
-  .venv/bin/python -m offline_zoo.cql.run_atari --environment_name=freeway \
+  local logs=runs/short/logs csv=runs/short/results.csv
+  if [ ! -d "$logs" ]; then
+    .venv/bin/python -m offline_zoo.logs.demo --environment_name=freeway --num_transitions=50000 \
+      --replay_dir="$logs"
+  fi
+  .venv/bin/python -m offline_zoo.cql.run_atari --environment_name=freeway --replay_dir="$logs" \
     --flagfile=offline_zoo/cql/laptop.flags --num_iterations=4 --results_csv_path="$csv"
   .venv/bin/python -m offline_zoo.studies.report "$csv"
   echo "All columns: $csv   Config: runs/short/config.json   Checkpoint: runs/short/checkpoint"
