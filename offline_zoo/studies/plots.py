@@ -97,7 +97,7 @@ def learning_curves(
   num_columns = min(len(games), 3)
   num_rows = math.ceil(len(games) / num_columns)
   width, height = (6.4, 3.8) if len(games) == 1 else (3.4, 2.7)
-  figure = Figure((width * num_columns, height * num_rows + 0.4))
+  figure = Figure((width * num_columns, height * num_rows))
   panels = figure.subplots(num_rows, num_columns, squeeze=False)
   styles = _styles(agents_of(drawn))
   for axes, name in itertools.zip_longest(panels.flat, games):
@@ -120,7 +120,7 @@ def learning_curves(
     axes.set_ylabel('mean episode return')
   for axes in panels.flat[max(0, len(games) - num_columns) : len(games)]:
     axes.set_xlabel('gradient updates')
-  _add_legend(figure, panels.flat)
+  _add_legend(figure, panels.flat, agents_of(drawn))
   return figure
 
 
@@ -159,18 +159,20 @@ def _draw_references(axes: Axes, of_game: Sequence[Run]) -> None:
   )  # fmt: skip
 
 
-def _add_legend(figure: Figure, panels: Iterable[Axes]) -> None:
+def _add_legend(figure: Figure, panels: Iterable[Axes], agents: Sequence[str]) -> None:
   """Explains, below the panels, what is drawn in any of them: agents first, references last."""
   entries: dict[str, Artist] = {}
   for axes in panels:
     handles, labels = axes.get_legend_handles_labels()
     entries = {**dict(zip(labels, handles, strict=True)), **entries}
-  order = ('agents', *_REFERENCES)
-  labels = sorted(entries, key=lambda x: (order.index(x) if x in _REFERENCES else 0, x))
-  columns = max(2, round(figure.get_figwidth() / 1.6))
-  figure.legend(
-    [entries[label] for label in labels], labels, loc='outside lower center', ncols=columns
-  )
+  others = sorted(entries.keys() - {*agents, *_REFERENCES})  # what was published
+  labels = [label for label in (*agents, *others, *_REFERENCES) if label in entries]
+  width = 0.62 + 0.072 * max(map(len, labels))  # inches of an entry
+  columns = max(1, int(figure.get_figwidth() / width))
+  rows = math.ceil(len(labels) / columns)
+  figure.set_figheight(figure.get_figheight() + 0.19 * rows)
+  handles = [entries[label] for label in labels]
+  figure.legend(handles, labels, loc='outside lower center', ncols=columns, columnspacing=1)
 
 
 def intervals(
@@ -212,7 +214,7 @@ def performance_profiles(scores: Mapping[str, np.ndarray]) -> Figure:
   Args:
     scores: human-normalised, [num_runs, num_games], for each agent.
   """
-  figure = Figure((6.4, 4.0))
+  figure = Figure((6.4, 3.8))
   axes = figure.subplots()
   every = np.concatenate([x.ravel() for x in scores.values()])
   thresholds = np.linspace(min(0, every.min()), every.max(), 201)
@@ -226,5 +228,5 @@ def performance_profiles(scores: Mapping[str, np.ndarray]) -> Figure:
   axes.set_xlabel('human-normalised score')
   axes.set_ylabel('fraction of runs that score more')
   axes.set_ylim(-0.03, 1.03)
-  _add_legend(figure, [axes])
+  _add_legend(figure, [axes], list(scores))
   return figure

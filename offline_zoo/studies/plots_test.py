@@ -84,10 +84,25 @@ def test_an_agent_looks_the_same_in_every_panel_and_like_no_other(drawn):
 
 def test_published_scores_are_drawn_beside_their_agent(drawn):
   points = np.array([[1000.0, 10.0], [2000.0, 12.0]])
-  axes = plots.learning_curves(drawn, {('cql', 'freeway'): ('d3rlpy CQL', points)}).axes[0]
+  figure = plots.learning_curves(drawn, {('cql', 'freeway'): ('d3rlpy CQL', points)})
+  axes, (legend,) = figure.axes[0], figure.legends
+  labels = [text.get_text() for text in legend.get_texts()]
+  assert labels[:4] == ['cql', 'rem', 'd3rlpy CQL', 'logged mean']
   np.testing.assert_array_equal(lines(axes)['d3rlpy CQL'], points)
   colours = {line.get_label(): line.get_color() for line in axes.get_lines()}
   assert colours['d3rlpy CQL'] == colours['cql'] != colours['rem']
+
+
+def test_the_legend_fits_in_the_picture(write_csv):
+  names = ('bc', 'c51', 'cql', 'crr', 'multi_network_rem', 'off_policy_dqn', 'rem')
+  read = runs.read([write_csv(f'{name}/results.csv', [1.0], name) for name in names])
+  label = 'd3rlpy CQL (QR-200, alpha 4)'
+  for published in ({}, {('cql', 'freeway'): (label, np.ones((1, 2)))}):
+    figure = plots.learning_curves(read, published)
+    plots.save(figure, 'png')
+    (legend,) = figure.legends
+    box = legend.get_window_extent()
+    assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.x1
 
 
 def test_long_curves_have_few_markers(write_csv):
