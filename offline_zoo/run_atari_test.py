@@ -30,8 +30,7 @@ from offline_zoo.logs import dqn_replay
 
 PACKAGE = pathlib.Path(__file__).parent
 AGENT = 'dqn'  # for what is the same in all
-NUM_KILLS = int(os.environ.get('OFFLINE_ZOO_NUM_KILLS', '1'))
-NUM_ITERATIONS = 3 * NUM_KILLS + 1  # a kill comes before three more are done
+NUM_ITERATIONS = 4  # a kill comes before three are done
 TIMING_COLUMNS = ('updates_per_second', 'eval_frame_rate', 'seconds')
 
 # An agent's tests share runs, so they go to the same process.
@@ -287,23 +286,22 @@ def test_a_run_goes_on_where_it_was_stopped(agent, settings, undisturbed, monkey
 
 
 @every_agent
-def test_sigkill_at_random_moments(agent, settings, undisturbed):
-  """A few kills; for many, run benchmarks/kill.sh."""
+def test_a_sigkill_at_a_random_moment(agent, settings, undisturbed):
+  """One kill; for many, see benchmarks/soak.py."""
   rng = np.random.default_rng(list(agent.encode()))
-  for _ in range(NUM_KILLS):
-    process, lines = start_child(agent, settings)
-    # After the checkpoint is restored, or one or two iterations later; then at any moment of
-    # compiling, learning, evaluating or saving.
-    num_lines = rng.integers(3)
-    while True:
-      line = lines.recv()
-      num_lines -= 'iteration ' in line
-      if num_lines < 0 or ('Checkpoint: ' in line and num_lines == 0):
-        break
-    time.sleep(rng.uniform(0, 1))
-    process.kill()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
+  process, lines = start_child(agent, settings)
+  # After the checkpoint is restored, or one or two iterations later; then at any moment of
+  # compiling, learning, evaluating or saving.
+  num_lines = rng.integers(3)
+  while True:
+    line = lines.recv()
+    num_lines -= 'iteration ' in line
+    if num_lines < 0 or ('Checkpoint: ' in line and num_lines == 0):
+      break
+  time.sleep(rng.uniform(0, 1))
+  process.kill()
+  process.join()
+  assert process.exitcode == -signal.SIGKILL
   process, _ = start_child(agent, settings)
   process.join()
   assert process.exitcode == 0
