@@ -290,9 +290,9 @@ def test_a_sigkill_at_a_random_moment(agent, settings, undisturbed):
   """One kill; for many, see benchmarks/soak.py."""
   rng = np.random.default_rng(list(agent.encode()))
   process, lines = start_child(agent, settings)
-  # After the checkpoint is restored, or an iteration or two later; then at any moment of
-  # compiling, learning, evaluating or saving.
-  num_lines = rng.integers(3)
+  # After the checkpoint is restored, or an iteration later; then at any moment of compiling,
+  # learning, evaluating or saving. Three iterations take longer than the wait.
+  num_lines = rng.integers(2)
   while True:
     line = lines.recv()
     num_lines -= 'Checkpoint: ' in line or 'iteration ' in line
@@ -301,7 +301,7 @@ def test_a_sigkill_at_a_random_moment(agent, settings, undisturbed):
   time.sleep(rng.uniform(0, 0.5))
   process.kill()
   process.join()
-  assert process.exitcode in (-signal.SIGKILL, 0)  # a fast machine may have ended the run by then
+  assert process.exitcode == -signal.SIGKILL
   process, _ = start_child(agent, settings)
   process.join()
   assert process.exitcode == 0
