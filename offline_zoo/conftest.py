@@ -15,13 +15,14 @@ jax.config.update('jax_default_matmul_precision', 'float32')
 
 @pytest.fixture(scope='session', autouse=True)
 def compilation_cache(tmp_path_factory):
-  """Many tests, and the programs that they start, compile the same; here each does it once."""
-  directory = os.environ.get('JAX_COMPILATION_CACHE_DIR') or str(
-    tmp_path_factory.mktemp('compiled')
-  )
+  """Many tests, and the programs that they start, compile the same; here it is done once."""
+  directory = tmp_path_factory.getbasetemp()
+  if 'PYTEST_XDIST_WORKER' in os.environ:
+    directory = directory.parent  # which all of pytest's processes share
+  directory = os.environ.get('JAX_COMPILATION_CACHE_DIR') or str(directory / 'compiled')
   for name, value in (
     ('jax_compilation_cache_dir', directory),
-    ('jax_persistent_cache_min_compile_time_secs', 0.1),
+    ('jax_persistent_cache_min_compile_time_secs', 0.0),
   ):
     jax.config.update(name, value)
     os.environ[name.upper()] = str(value)

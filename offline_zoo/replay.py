@@ -6,6 +6,7 @@ where its raw 353 GB would not. They are decoded when they are sampled, inside t
 
 import concurrent.futures
 import dataclasses
+import functools
 import math
 import os
 import pathlib
@@ -516,6 +517,11 @@ def valid_rows(data: ReplayData) -> jax.Array:
   return _nth_valid_row(data, jnp.arange(data.run_ends[-1]))
 
 
+# What follows is jitted for those who call it outside of an update, where each operation would be
+# compiled by itself.
+
+
+@jax.jit
 def _nth_valid_row(data: ReplayData, n: jax.Array) -> jax.Array:
   run = jnp.searchsorted(data.run_ends, n, side='right', method='scan_unrolled')
   return n + data.run_offsets[run]
@@ -562,6 +568,7 @@ def _steps(data: ReplayData, rows: jax.Array) -> _Steps:
   )
 
 
+@jax.jit
 def gather(data: ReplayData, rows: jax.Array) -> Transition:
   """Gathers the transitions that begin at these rows [B]; pure.
 
@@ -578,6 +585,7 @@ def gather(data: ReplayData, rows: jax.Array) -> Transition:
   )
 
 
+@jax.jit
 def gather_windows(data: ReplayData, rows: jax.Array) -> Windows:
   """Gathers the windows that begin at these rows [B], as `gather` does transitions; pure.
 
@@ -601,11 +609,13 @@ def _sampled_rows(data: ReplayData, rng_key: jax.Array, batch_size: int) -> jax.
   return _nth_valid_row(data, picked)
 
 
+@functools.partial(jax.jit, static_argnums=2)
 def sample(data: ReplayData, rng_key: jax.Array, batch_size: int) -> Transition:
   """Draws transitions, each uniformly from all valid rows of all shards, with replacement; pure."""
   return gather(data, _sampled_rows(data, rng_key, batch_size))
 
 
+@functools.partial(jax.jit, static_argnums=2)
 def sample_windows(data: ReplayData, rng_key: jax.Array, batch_size: int) -> Windows:
   """Draws windows, as `sample` does transitions; pure."""
   return gather_windows(data, _sampled_rows(data, rng_key, batch_size))
