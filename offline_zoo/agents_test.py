@@ -26,6 +26,8 @@ import pytest
 from offline_zoo import atari_env, networks, parts, replay, results, testing
 from offline_zoo.logs import demo
 
+pytestmark = pytest.mark.usefixtures('compiled_quickly')
+
 PACKAGE = pathlib.Path(__file__).parent
 NUM_ACTIONS = 7  # no other axis of a network's outputs is as long
 every_agent = pytest.mark.parametrize(
@@ -670,7 +672,7 @@ def test_several_seeds_learn_at_once_as_each_alone(agent, recorded, light, data)
   learner, updates = recorded(agent).made.learner, recorded(agent).updates
   keys = jnp.stack([jax.random.PRNGKey(2), jax.random.PRNGKey(3)])
   with light():
-    states = jax.vmap(learner.initial_state)(keys)
+    states = jax.jit(jax.vmap(learner.initial_state))(keys)
     update = jax.jit(jax.vmap(learner.update, in_axes=(0, None)))
     for alone in updates[:2]:
       states, metrics = update(states, data)

@@ -28,6 +28,14 @@ def compilation_cache(tmp_path_factory):
     os.environ[name.upper()] = str(value)
 
 
+@pytest.fixture(scope='module')
+def compiled_quickly():
+  """Code that is compiled in less time and takes longer: for tests that run little of much."""
+  jax.config.update('jax_disable_most_optimizations', True)
+  yield
+  jax.config.update('jax_disable_most_optimizations', False)
+
+
 @pytest.fixture(scope='session', autouse=True)
 def cache(tmp_path_factory):
   """Encoded shards are kept here, not where the user's are."""

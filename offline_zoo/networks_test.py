@@ -8,6 +8,8 @@ import pytest
 
 from offline_zoo import networks
 
+pytestmark = pytest.mark.usefixtures('compiled_quickly')
+
 
 @pytest.fixture(scope='module')
 def network():
