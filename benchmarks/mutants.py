@@ -427,7 +427,7 @@ OWN = [
    'network.apply(online_params, batch.s_t).q_values',
    'test_an_update_is_a_gradient_step_on_the_loss'),
   ('qrdqn', ' + 0.5) / num_quantiles', ' + 1.0) / num_quantiles', 'test_a_loss_by_hand'),
-  ('qrdqn', 'dist_q_target_t, dist_q_target_t, 1.0)', 'dist_q_target_t, dist_q_target_t, 0.0)',
+  ('qrdqn', 'dist_q_target_t, dist_q_target_t, 1.0\n', 'dist_q_target_t, dist_q_target_t, 0.0\n',
    'test_a_loss_by_hand'),
   ('rem', 'random_mixtures(mixture_key,', 'random_mixtures(jax.random.PRNGKey(0),',
    'test_mixtures_are_new_in_every_update_and_do_not_share_the_batchs_key'),

@@ -5,6 +5,7 @@ import os
 import resource
 import signal
 
+import chex
 import cv2
 import dm_env
 import jax
@@ -333,6 +334,24 @@ def test_a_signal_ends_an_evaluation():
 def test_other_errors_leave_the_block_as_they_are():
   with pytest.raises(ZeroDivisionError), parts.StopSignal():
     raise ZeroDivisionError
+
+
+def test_losses_of_examples_and_their_gradients_are_as_vmaps(monkeypatch):
+  rng = np.random.default_rng(0)
+  x, y = (jnp.asarray(rng.normal(size=(5, 8)), jnp.float32) for _ in range(2))
+
+  def loss(x, y):
+    return jnp.sum(jnp.abs(x[:, None] - y[None]) ** 3)
+
+  def mean(mapped):
+    return jax.value_and_grad(lambda x: jnp.mean(mapped(x, y)))(x)
+
+  assert 'scan' in str(jax.make_jaxpr(parts.map_examples(loss))(x, y))
+  chex.assert_trees_all_close(
+    mean(parts.map_examples(loss)), mean(jax.vmap(loss)), rtol=1e-6, atol=1e-6
+  )
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+  assert 'scan' not in str(jax.make_jaxpr(parts.map_examples(loss))(x, y))
 
 
 def test_learn_loop_donates_and_averages(monkeypatch):

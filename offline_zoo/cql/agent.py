@@ -70,9 +70,14 @@ def loss(
   chex.assert_equal_shape(quantiles)
   num_quantiles = dist_q_tm1.shape[1]
   tau = (jnp.arange(num_quantiles, dtype=jnp.float32) + 0.5) / num_quantiles
-  batched = jax.vmap(rlax.quantile_q_learning, in_axes=(0, None, 0, 0, 0, 0, 0, None))
-  td_losses = batched(
-    dist_q_tm1, tau, a_tm1, r_t, discount_t, dist_q_selector_t, dist_q_target_t, 1.0
+
+  def td_loss(dist_q_tm1, a_tm1, r_t, discount_t, dist_q_selector_t, dist_q_target_t):
+    return rlax.quantile_q_learning(
+      dist_q_tm1, tau, a_tm1, r_t, discount_t, dist_q_selector_t, dist_q_target_t, 1.0
+    )
+
+  td_losses = parts.map_examples(td_loss)(
+    dist_q_tm1, a_tm1, r_t, discount_t, dist_q_selector_t, dist_q_target_t
   )
   q_tm1 = jnp.mean(dist_q_tm1, axis=1)
   return td_losses + alpha * conservative_loss(q_tm1, a_tm1)

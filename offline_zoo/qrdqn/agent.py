@@ -65,8 +65,14 @@ def loss(
   chex.assert_equal_shape([dist_q_tm1, dist_q_target_t])
   num_quantiles = dist_q_tm1.shape[1]
   tau = (jnp.arange(num_quantiles, dtype=jnp.float32) + 0.5) / num_quantiles
-  batched = jax.vmap(rlax.quantile_q_learning, in_axes=(0, None, 0, 0, 0, 0, 0, None))
-  return batched(dist_q_tm1, tau, a_tm1, r_t, discount_t, dist_q_target_t, dist_q_target_t, 1.0)
+
+  def of_one(dist_q_tm1, a_tm1, r_t, discount_t, dist_q_target_t):
+    return rlax.quantile_q_learning(
+      dist_q_tm1, tau, a_tm1, r_t, discount_t, dist_q_target_t, dist_q_target_t, 1.0
+    )
+
+  batched = parts.map_examples(of_one)
+  return batched(dist_q_tm1, a_tm1, r_t, discount_t, dist_q_target_t)
 
 
 class QrDqn:
