@@ -1,11 +1,12 @@
-"""On which games does a laptop see learning? CQL at its laptop values on little logged play of each.
+"""On which games does a laptop see learning? CQL at its laptop values on a little of each.
 
   python -m benchmarks.laptop_scan [--games freeway ms_pacman ...] [--directory=runs/scan]
 
-For each game: 50,000 transitions of demo logs (Freeway's are those of `run.sh`, all others uniformly
-random play), 5,000 updates of CQL with `offline_zoo/cql/laptop.flags`, evaluated after each 1,000.
-Prints a table: the mean of the logged episodes, of the last evaluation and of the best one, and what
-random play and people score. The same command goes on where it was stopped.
+For each game: 50,000 transitions of demo logs (Freeway's are those of `run.sh`, of all others
+uniformly random play), 5,000 updates of CQL with `offline_zoo/cql/laptop.flags`, evaluated after
+each 1,000 with 1% of random actions, so that no policy waits for ever for a game to begin. Prints a
+table: the mean of the logged episodes, of the last evaluation and of the best one, and what random
+play and people score. The same command goes on where it was stopped.
 """
 
 import argparse
