@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import functools
 import inspect
+import itertools
 import pathlib
 import types
 import typing
@@ -22,8 +23,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from absl import flags
 
-from offline_zoo import atari_env, networks, parts, replay, results, testing
+from offline_zoo import atari_env, networks, parts, program, replay, results, testing
 from offline_zoo.logs import demo
 
 pytestmark = pytest.mark.usefixtures('compiled_quickly')
@@ -176,6 +178,35 @@ DEFAULTS = {
 def test_defaults_are_the_published_values(agent):
   defaults = {f.name: f.default for f in dataclasses.fields(testing.run_atari(agent).Config)}
   assert defaults == DEFAULTS[agent]
+
+
+@every_agent
+def test_laptop_values_are_a_flag_file_with_reasons(agent, monkeypatch):
+  path = PACKAGE / agent / 'laptop.flags'
+  known = flags.FlagValues()
+  monkeypatch.setattr(flags, 'FLAGS', known)
+  monkeypatch.setattr(flags, 'DEFINE_flag', functools.partial(flags.DEFINE_flag, flag_values=known))
+  config_class = testing.run_atari(agent).Config
+  program.define_flags(config_class)
+  known(['', *known.read_flags_from_files([f'--flagfile={path}'])])
+  config = program.config_from_flags(config_class)
+  changed = {
+    field.name
+    for field in dataclasses.fields(config)
+    if getattr(config, field.name) != field.default
+  }
+  assert changed >= {'num_iterations', 'num_updates_per_iteration', 'eval_steps'}
+  lines = path.read_text().splitlines()
+  assert {line.split('=')[0] for line in lines if line.startswith('--')} == {
+    f'--{name}' for name in changed
+  }
+  assert lines[1].split()[1:5] == [
+    'python', '-m', f'offline_zoo.{agent}.run_atari', f'--flagfile=offline_zoo/{agent}/laptop.flags'
+  ]  # fmt: skip
+  for before, line in itertools.pairwise(lines):
+    assert not line or line[0] in '#-'
+    # A reason before each value, or before the first of some that belong together.
+    assert not line.startswith('--') or before, f'{line}: why?'
 
 
 @every_agent
