@@ -127,6 +127,10 @@ def test_an_update_is_a_gradient_step_on_the_loss(whole_batch, mode: str):
   grads = jax.grad(mean_loss)(online)
   for name in names:
     np.testing.assert_allclose(got[name], online[name] - grads[name], rtol=1e-5)
+  weights = agent.advantage_weights(
+    got['q'][s_tm1], got['logits'][s_tm1], batch.a_tm1, kind, beta, max_weight
+  )
+  assert learner.learn(1)['weight'] == pytest.approx(float(jnp.mean(weights)), rel=1e-5)
 
 
 def fixed_point(rates: np.ndarray, weight) -> tuple[np.ndarray, np.ndarray]:

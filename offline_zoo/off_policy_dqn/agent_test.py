@@ -90,6 +90,8 @@ def test_an_update_is_a_gradient_step_on_the_loss(data, monkeypatch, first_ratio
   )
   got = testing.after_an_update(learner, {'q': online}, {'q': target})['q']
   np.testing.assert_allclose(got, online - jax.grad(mean_loss)(online), rtol=1e-5)
+  # The target network has not changed yet, and nor have the weights.
+  assert learner.learn(1)['weight'] == pytest.approx(float(jnp.mean(weights)), rel=1e-5)
 
 
 @pytest.mark.parametrize(
