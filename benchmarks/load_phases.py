@@ -1,0 +1,84 @@
+"""Where the time of a first load goes, and what encoding shards in two processes could give.
+
+  python -m benchmarks.load_phases seaquest=/tmp/seaquest_logs
+
+Of all shards, in seconds, medians of rounds in turns: decompressing and checking the frames alone;
+encoding them alone, with one dictionary after the other as it is done; encoding the second half of
+the shards with a dictionary of its own, as a second process would; and putting what that found into
+the dictionary of the first half, which gives its pieces and frames other ids.
+"""
+
+import argparse
+import pathlib
+import time
+
+import numpy as np
+
+from offline_zoo.encoding import frame_encoder
+from offline_zoo.logs import dqn_replay
+
+
+def merge(
+  encoder: frame_encoder.Encoder, other: frame_encoder.Encoder, frames: list[np.ndarray]
+) -> list[np.ndarray]:
+  """Adds another encoder's pieces to one's own; returns its frames' ids among these."""
+  ids = np.zeros(0, np.uint32)
+  tables = zip(encoder._tables, other.take_new(), strict=True)
+  for level, (table, items) in enumerate(tables):
+    items = ids[items] if level else items
+    ids = np.empty(len(items), np.uint32)
+    grown = frame_encoder._Table.make(
+      table.items[: int(table.num_items[0])], int(table.num_items[0]) + len(items)
+    )
+    frame_encoder._intern_all(grown, items, ids)
+    encoder._tables[level] = grown
+  return [ids[of_piece] for of_piece in frames]
+
+
+def measure(replay_dir: pathlib.Path) -> list[float]:
+  """Seconds of each phase."""
+  shards = dqn_replay.open_shards(replay_dir)
+  nums_frames = [shard.read_small_files(None).num_frames for shard in shards]
+  start = time.perf_counter()
+  for shard, num_frames in zip(shards, nums_frames, strict=True):
+    for _ in shard.read_frames(num_frames):
+      pass
+  seconds = [time.perf_counter() - start]
+
+  pieces = [
+    [pixels.copy() for pixels in shard.read_frames(num_frames)]
+    for shard, num_frames in zip(shards, nums_frames, strict=True)
+  ]
+  half = len(pieces) // 2
+  one, first, second = (frame_encoder.Encoder() for _ in range(3))
+  for encoder, some in ((one, pieces), (first, pieces[:half]), (second, pieces[half:])):
+    start = time.perf_counter()
+    ids = [encoder.encode(pixels) for of_shard in some for pixels in of_shard]
+    seconds.append(time.perf_counter() - start)
+  start = time.perf_counter()
+  merge(first, second, ids)
+  seconds.append(time.perf_counter() - start)
+  assert first.num_items == one.num_items
+  return seconds
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+  parser.add_argument('logs', nargs='+', metavar='game=replay_dir')
+  parser.add_argument('--rounds', type=int, default=3)
+  args = parser.parse_args()
+
+  names = ('decompress', 'encode', 'first half', 'second half', 'merge')
+  print(f'| game | {" | ".join(names)} | two processes, faster by at most |')
+  print('|---' * (len(names) + 2) + '|', flush=True)
+  for game, replay_dir in (argument.split('=', 1) for argument in args.logs):
+    rounds = [measure(pathlib.Path(replay_dir)) for _ in range(args.rounds)]
+    decompress, encoding, first, second, merging = np.median(rounds, axis=0)
+    today = max(decompress, encoding)  # one in the background of the other
+    two = decompress / 2 + max(first, second) + merging
+    cells = ' | '.join(f'{x:.2f}' for x in (decompress, encoding, first, second, merging))
+    print(f'| {game} | {cells} | {today / two:.2f} |', flush=True)
+
+
+if __name__ == '__main__':
+  main()
