@@ -53,7 +53,7 @@ def test_the_first_of_each_shard_are_as_many_as_dopamines_lab_takes():
     episodes.choose(shards, [7, 8], first_fraction=0.02)
 
 
-def test_random_episodes_are_whole_no_more_than_asked_for_and_alike_in_all_shards():
+def test_random_episodes_are_whole_and_alike_in_all_shards():
   shards = [many(10, 7, 0), many(30, 7, 100), make_shard({}, 50, [])]
   counts = np.zeros(43)
   for seed in range(300):

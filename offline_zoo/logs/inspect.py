@@ -274,7 +274,7 @@ def describe(
   if len(lengths):
     lines.append(
       f'\nWhole episodes have {lengths.min():,} to {lengths.max():,} steps, {lengths.mean():,.0f} '
-      f'on average; {partial:,} are there only in part.'
+      f'on average; there only in part: {partial:,}.'
     )
   lines.append(f'All frames are made of {num_tiles:,} distinct tiles of 4x4 pixels.')
   found = suspicions(summaries, action_meanings)
@@ -317,6 +317,7 @@ def draw(sheet: np.ndarray, histograms: Mapping[str, Sequence[tuple[str, int]]])
       axes.set_title(title, fontsize=9)
       axes.grid(axis='y', visible=False)
       axes.invert_yaxis()
+      axes.xaxis.set_major_formatter(plots.EngFormatter(sep=''))
     return plots.save(figure, 'png')
 
 

@@ -64,7 +64,7 @@ def test_all_is_said_in_text(directory, tmp_path, capsys):
     '-2 1 1.1%',
     f'0 84 94.4% {40 * "#"}',
     '1 2 2.2% #',
-    'Whole episodes have 10 to 20 steps, 15 on average; 2 are there only in part.',
+    'Whole episodes have 10 to 20 steps, 15 on average; there only in part: 2.',
     'All frames are made of 30 distinct tiles of 4x4 pixels.',
     '* actions never taken: DOWN: are these the logs of another game?',
   ):
@@ -190,7 +190,7 @@ def test_the_picture_shows_steps_of_all_shards(directory, tmp_path):
   assert cv2.imread(str(path)).shape == (1700, 2000, 3)
 
 
-def test_the_video_is_the_best_whole_episode_at_the_games_speed(directory, tmp_path):
+def test_the_video_is_the_best_whole_episode(directory, tmp_path):
   encoded = encoded_shards.load(directory, None, None, None, None)
   said = inspect.write_video(encoded, summaries(directory), tmp_path / 'episode.mp4')
   # The one that returns 7 is cut.
