@@ -41,8 +41,8 @@ def write_logs(directory: pathlib.Path, num_episodes: int) -> dict[str, pathlib.
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-  parser.add_argument('--episodes', type=int, default=5, help='of 2,046 transitions or so each')
-  parser.add_argument('--updates', type=int, default=300)
+  parser.add_argument('--episodes', type=int, default=2, help='of 2,046 transitions or so each')
+  parser.add_argument('--updates', type=int, default=100)
   args = parser.parse_args()
   with tempfile.TemporaryDirectory() as name:
     results = {}
