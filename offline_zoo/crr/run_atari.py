@@ -28,7 +28,7 @@ class Config:
   shards: tuple[int, ...] | None = None  # numbers of the shards to load; default: all
   max_rows_per_shard: int | None = None  # first rows of each shard to load (CQL's 1%: 10000)
   first_fraction: float | None = None  # of each shard's episodes, those that come first
-  max_random_transitions: int | None = None  # in whole logged episodes (papers' 1%: 500000)
+  max_random_transitions: int | None = None  # drawn in whole logged episodes (papers' 1%: 500000)
   min_episode_return: float | None = None  # leaves out logged episodes that return less, as logged
   top_fraction: float | None = None  # of the rows in whole logged episodes, those of the best ones
   replay_cache_dir: str | None = None  # keeps encoded shards; default: ~/.cache; none: does not
