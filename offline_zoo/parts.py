@@ -200,34 +200,80 @@ class StatisticsTracker:
     return {name: value / self._count for name, value in self._sums.items()}
 
 
-class VideoTracker:
-  """Records the first episode as it looks, at the game's own speed, as MP4.
+class Mp4:
+  """Writes a video of frames at twice their size.
 
-  Within a `with` block, at the end of which an episode that has not ended leaves nothing.
+  Within a `with` block, at the end of which one that was not finished leaves nothing.
   """
 
-  _FRAMES_PER_SECOND = 60
   _SCALE = 2  # a coded pixel of colour then is a pixel of the game
 
-  def __init__(self, path: pathlib.Path):
+  def __init__(self, path: pathlib.Path, frames_per_second: int):
     """Writes nothing yet.
 
     Args:
       path: of the MP4 file; its directory is made if need be.
+      frames_per_second: at which it is shown.
     """
     self._path = path
+    self._frames_per_second = frames_per_second
     self._partial = path.with_name(f'.{path.stem}.partial.mp4')
     self._writer: cv2.VideoWriter | None = None
     self._num_frames = 0
-    self._finished = False
 
-  def __enter__(self) -> 'VideoTracker':
+  def __enter__(self) -> 'Mp4':
     return self
 
   def __exit__(self, *unused) -> None:
     if self._writer is not None:
       self._writer.release()
     self._partial.unlink(missing_ok=True)
+
+  def add(self, frame: np.ndarray) -> None:
+    """Adds a frame [H, W, 3] uint8, red first."""
+    frame = frame[..., ::-1].repeat(self._SCALE, axis=0).repeat(self._SCALE, axis=1)
+    if self._writer is None:
+      self._path.parent.mkdir(parents=True, exist_ok=True)
+      self._writer = cv2.VideoWriter(
+        str(self._partial), cv2.VideoWriter.fourcc(*'mp4v'), self._frames_per_second,
+        (frame.shape[1], frame.shape[0]),
+      )  # fmt: skip
+    self._writer.write(frame)
+    self._num_frames += 1
+
+  def finish(self) -> None:
+    """Gives the file its name.
+
+    Raises:
+      OSError: it could not be written.
+    """
+    assert self._writer is not None
+    self._writer.release()
+    # OpenCV tells of no error while it writes.
+    written = cv2.VideoCapture(str(self._partial)).get(cv2.CAP_PROP_FRAME_COUNT)
+    if written != self._num_frames:
+      raise OSError(f'{self._path}: the video could not be written; is the disk full?')
+    os.replace(self._partial, self._path)
+
+
+class VideoTracker:
+  """Records the first episode as it looks, at the game's own speed.
+
+  Within a `with` block, at the end of which an episode that has not ended leaves nothing.
+  """
+
+  _FRAMES_PER_SECOND = 60
+
+  def __init__(self, path: pathlib.Path):
+    """Writes nothing yet; see `Mp4`."""
+    self._video = Mp4(path, self._FRAMES_PER_SECOND)
+    self._finished = False
+
+  def __enter__(self) -> 'VideoTracker':
+    return self
+
+  def __exit__(self, *unused) -> None:
+    self._video.__exit__()
 
   def step(self, environment, timestep: dm_env.TimeStep, agent, action) -> None:
     """Adds a frame.
@@ -237,23 +283,9 @@ class VideoTracker:
     """
     if self._finished:
       return
-    frame = environment.render()[..., ::-1]  # OpenCV wants blue first
-    frame = frame.repeat(self._SCALE, axis=0).repeat(self._SCALE, axis=1)
-    if self._writer is None:
-      self._path.parent.mkdir(parents=True, exist_ok=True)
-      self._writer = cv2.VideoWriter(
-        str(self._partial), cv2.VideoWriter.fourcc(*'mp4v'), self._FRAMES_PER_SECOND,
-        (frame.shape[1], frame.shape[0]),
-      )  # fmt: skip
-    self._writer.write(frame)
-    self._num_frames += 1
+    self._video.add(environment.render())
     if timestep.last():
-      self._writer.release()
-      # OpenCV tells of no error while it writes.
-      written = cv2.VideoCapture(str(self._partial)).get(cv2.CAP_PROP_FRAME_COUNT)
-      if written != self._num_frames:
-        raise OSError(f'{self._path}: the video could not be written; is the disk full?')
-      os.replace(self._partial, self._path)
+      self._video.finish()
       self._finished = True
 
   def get(self) -> dict[str, float]:

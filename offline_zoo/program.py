@@ -163,10 +163,11 @@ def check_experiment(config: Any) -> None:
   """Checks the flags that every agent's experiment has."""
   check_positive(
     config, 'max_rows_per_shard', 'replay_memory_gb', 'num_iterations', 'num_updates_per_iteration',
-    'eval_steps', 'top_fraction',
+    'eval_steps', 'first_fraction', 'max_random_transitions', 'top_fraction',
   )  # fmt: skip
-  top_fraction, min_episode_return = config.top_fraction, config.min_episode_return
-  check(config, 'top_fraction', top_fraction is None or top_fraction <= 1, 'at most 1')
+  for name in ('first_fraction', 'top_fraction'):
+    check(config, name, (getattr(config, name) or 0) <= 1, 'at most 1')
+  min_episode_return = config.min_episode_return
   finite = min_episode_return is None or math.isfinite(min_episode_return)
   check(config, 'min_episode_return', finite, 'a finite number')
   check_in_unit_interval(config, 'eval_epsilon', 'sticky_action_probability')

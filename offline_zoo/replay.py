@@ -16,16 +16,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import psutil
 from absl import logging
 
-from offline_zoo import atari_data, program
-from offline_zoo.encoding import frame_store, replay_cache
+from offline_zoo import atari_data, episodes, program, residency
+from offline_zoo.encoding import frame_store
 from offline_zoo.encoding import shards as encoded_shards
 from offline_zoo.logs.shard import CUT, TERMINAL
-
-# Of the accelerator's free memory, what is left to network, optimiser and activations by default.
-_ACCELERATOR_MARGIN = 2e9
 
 
 class Transition(NamedTuple):
@@ -107,7 +103,7 @@ class ReplayData:
 
 
 def _valid_runs(terminal: np.ndarray, n_step: int) -> tuple[np.ndarray, np.ndarray]:
-  """Finds first rows and lengths of the runs of valid rows among a shard's usable rows.
+  """Finds the run of valid rows of each episode of a shard's usable rows: [E] first rows, lengths.
 
   Row i is valid if i-3 .. i+n are usable, none of i-3 .. i-1 is the last of an episode, and none of
   i .. i+n-1 is where one was cut.
@@ -116,146 +112,7 @@ def _valid_runs(terminal: np.ndarray, n_step: int) -> tuple[np.ndarray, np.ndarr
   ends = np.append(starts[1:] - (atari_data.STACK_SIZE - 1), len(terminal))
   is_cut = np.append(terminal, 0)[ends - 1] == CUT
   ends = np.minimum(ends - n_step * is_cut, len(terminal) - n_step)
-  some = starts < ends
-  return starts[some], (ends - starts)[some]
-
-
-def _returns_of_runs(shard: replay_cache.EncodedShard, starts: np.ndarray) -> np.ndarray:
-  """Returns [R], as logged, of the episodes that runs are in; NaN if not whole within the shard.
-
-  Args:
-    shard: whose runs.
-    starts: [R] first rows of the runs; see `_valid_runs`.
-  """
-  ends = np.flatnonzero(shard.terminals)
-  ended = np.flatnonzero(shard.terminals[ends] == TERMINAL)
-  # The first may have begun before the shard.
-  whole = ended[len(ended) - len(shard.episode_returns) :]
-  returns = np.full(len(ends) + 1, np.nan)
-  returns[whole] = shard.episode_returns
-  return returns[np.searchsorted(ends, starts)]
-
-
-def _least_return(
-  returns: np.ndarray, lengths: np.ndarray, min_episode_return: float | None, top_fraction: float
-) -> float:
-  """Finds the least return of the episodes to keep; see `Logs` for the arguments.
-
-  Args:
-    returns: [R] of the episodes of all runs; NaN for those that are not whole.
-    lengths: [R] of the runs.
-    min_episode_return: what an episode must return; None for any.
-    top_fraction: of the rows of whole episodes.
-
-  Raises:
-    ValueError: no whole episode returns that much, or there is none.
-  """
-  whole = ~np.isnan(returns)
-  if not whole.any():
-    flag = 'top_fraction' if min_episode_return is None else 'min_episode_return'
-    raise ValueError(f'--{flag}: expected logs with whole episodes; none lies whole within a shard')
-  if min_episode_return is not None and min_episode_return > np.nanmax(returns):
-    raise ValueError(
-      f'--min_episode_return={min_episode_return:g}: expected at most {np.nanmax(returns):g}, '
-      'the best logged return'
-    )
-  best_first = np.argsort(-returns[whole], kind='stable')
-  num_rows = np.cumsum(lengths[whole][best_first])
-  # As many of the best as the fraction has room for, but at least one.
-  num_kept = max(np.searchsorted(num_rows, top_fraction * num_rows[-1], side='right'), 1)
-  least = returns[whole][best_first[num_kept - 1]]
-  return max(least, -math.inf if min_episode_return is None else min_episode_return)
-
-
-class _Plan(NamedTuple):
-  """How many of some shards are on the device at a time, and what that takes.
-
-  Attributes:
-    num_shards: how many are resident.
-    num_sets: how many sets of them are on the device: one, and if shards change the next one too.
-    num_rows: of a set, at most.
-    shapes: shape and dtype of each array of a set.
-  """
-
-  num_shards: int
-  num_sets: int
-  num_rows: int
-  shapes: dict[str, tuple[tuple[int, ...], np.dtype]]
-
-  @property
-  def num_bytes(self) -> int:
-    """Counts the bytes of one set."""
-    return sum(math.prod(shape) * dtype.itemsize for shape, dtype in self.shapes.values())
-
-
-def _plan(
-  logs: encoded_shards.EncodedLogs,
-  num_runs: Sequence[int],
-  num_shards: int,
-  with_probabilities: bool,
-) -> _Plan:
-  """Plans what so many resident shards take, whichever they are; exact for all of them.
-
-  Args:
-    logs: all shards.
-    num_runs: of each shard, how many runs of valid rows it has.
-    num_shards: how many are resident.
-    with_probabilities: whether those of the logged actions are.
-  """
-  num_rows = [len(shard.actions) for shard in logs.shards]
-  if num_shards == len(logs.shards):
-    tiles, blocks, bands, rows, runs = *logs.num_used, sum(num_rows), sum(num_runs)
-  else:
-    sizes = np.column_stack([logs.num_used_by_each, num_rows, num_runs])
-    *most, rows, runs = map(int, np.sort(sizes, axis=0)[::-1][:num_shards].sum(axis=0))
-    tiles, blocks, bands = map(min, most, logs.num_used)
-  tile_bytes, block_bytes, band_bytes = map(frame_store.id_bytes, (tiles, blocks, bands))
-  tile_words, block_ids, band_ids = frame_store.ITEM_SIZES
-  shapes: dict[str, tuple[tuple[int, ...], np.dtype]] = {
-    'tiles': ((tiles, tile_words), np.dtype(np.uint32)),
-    'blocks': ((blocks, block_ids, tile_bytes), np.dtype(np.uint8)),
-    'bands': ((bands, band_ids, block_bytes), np.dtype(np.uint8)),
-    'frames': ((rows, frame_store.NUM_BANDS, band_bytes), np.dtype(np.uint8)),
-    'actions': ((rows,), np.dtype(np.uint8)),
-    'rewards': ((rows,), np.result_type(*(shard.rewards.dtype for shard in logs.shards))),
-    'terminals': ((rows,), np.dtype(bool)),
-    'run_ends': ((runs,), np.dtype(np.int32)),
-    'run_offsets': ((runs,), np.dtype(np.int32)),
-  }
-  if with_probabilities:
-    shapes['probabilities'] = ((rows,), np.dtype(np.float32))
-  return _Plan(num_shards, 1 if num_shards == len(logs.shards) else 2, rows, shapes)
-
-
-def _plan_for(
-  logs: encoded_shards.EncodedLogs,
-  num_runs: Sequence[int],
-  memory_gb: float | None,
-  wanted: int | None,
-  with_probabilities: bool,
-) -> _Plan:
-  """Plans with as many shards as fit, or with the number that is wanted; see `Logs`."""
-  budget = _default_memory() if memory_gb is None else 1e9 * memory_gb
-  total = len(logs.shards)
-  if wanted is not None and wanted > total:
-    raise ValueError(f'{wanted} shards were resident in this run, and there are {logs.numbers}')
-  for number in range(total, 0, -1) if wanted is None else [wanted]:
-    plan = _plan(logs, num_runs, number, with_probabilities)
-    needed = plan.num_sets * plan.num_bytes
-    if needed <= budget:
-      return plan
-  raise ValueError(
-    f'--replay_memory_gb={budget / 1e9:.4g}: too little; expected at least {needed / 1e9:.4g} for '
-    f'{plan.num_shards} of {total} shards at a time'
-  )
-
-
-def _default_memory() -> float:
-  """Chooses how many bytes resident data may take if nothing is said: see `Logs`."""
-  stats = jax.local_devices()[0].memory_stats()
-  if stats and 'bytes_limit' in stats:
-    return stats['bytes_limit'] - stats['bytes_in_use'] - _ACCELERATOR_MARGIN
-  return psutil.virtual_memory().available / 2
+  return starts, np.maximum(ends - starts, 0)
 
 
 class Logs:
@@ -269,6 +126,7 @@ class Logs:
   Attributes:
     shards: their numbers.
     num_resident_shards: how many are on the device at a time.
+    num_transitions: how many there are to sample from.
     mean_episode_return: the mean over all episodes that lie whole within a shard, and are not left
       out, of the sum of rewards as logged; NaN without such an episode.
     checksum: a CRC-32 that tells logs apart.
@@ -284,6 +142,8 @@ class Logs:
     max_abs_reward: float | None = 1.0,
     num_actions: int | None = None,
     max_rows_per_shard: int | None = None,
+    first_fraction: float | None = None,
+    max_random_transitions: int | None = None,
     min_episode_return: float | None = None,
     top_fraction: float | None = None,
     with_probabilities: bool = False,
@@ -303,17 +163,14 @@ class Logs:
       num_actions: the size of the game's action set, to check the logged actions against.
       max_rows_per_shard: keeps only the first rows of each shard, as CQL's data release does:
         10,000 of a million are its "1%".
-      min_episode_return: keeps only transitions of episodes that lie whole within a shard and
-        return at least this, as logged; None keeps all.
-      top_fraction: likewise, of the best episodes of all chosen shards: as many as have this part,
-        in (0, 1], of the rows that whole episodes have, at least one; ties at the boundary are
-        kept. As the "%BC" of Chen et al. 2021 (arXiv 2106.01345). None keeps all.
+      first_fraction, max_random_transitions, min_episode_return, top_fraction: keep only some
+        episodes; see `episodes.choose`.
       with_probabilities: for `sample_windows`: loads the probabilities of the logged actions too.
       cache_dir: where encoded shards are kept for the next time; None keeps none.
       memory_gb: 10^9 bytes that resident data may take, the incoming subset included; if None, what
         the accelerator has free less 2 GB, or on CPU half of the available memory.
       num_resident_shards: how many there must be, for a run that goes on; if None, as many as fit.
-      seed: of the subsets.
+      seed: of the subsets, and of episodes drawn at random.
 
     Raises:
       FileNotFoundError: the directory, a shard, or a shard's file is missing.
@@ -324,20 +181,31 @@ class Logs:
       raise ValueError(f'need n_step >= 1 and a discount in [0, 1], got {n_step} and {discount}')
     if max_rows_per_shard is not None and max_rows_per_shard < 1:
       raise ValueError(f'max_rows_per_shard must be at least 1, got {max_rows_per_shard}')
-    if top_fraction is not None and not 0 < top_fraction <= 1:
-      raise ValueError(f'top_fraction must be in (0, 1], got {top_fraction}')
+    for name, fraction in {'first_fraction': first_fraction, 'top_fraction': top_fraction}.items():
+      if fraction is not None and not 0 < fraction <= 1:
+        raise ValueError(f'{name} must be in (0, 1], got {fraction}')
     self._n_step, self._discount, self._max_abs_reward = n_step, discount, max_abs_reward
     self._seed = seed
     encoded = encoded_shards.load(
       replay_dir, shards, num_actions, max_rows_per_shard, cache_dir, with_probabilities
     )
-    self.mean_episode_return, self.checksum = encoded.mean_episode_return, encoded.checksum
-
+    self.checksum = encoded.checksum
+    choice = episodes.choose(
+      encoded.shards,
+      encoded.numbers,
+      first_fraction=first_fraction,
+      max_random_transitions=max_random_transitions,
+      min_episode_return=min_episode_return,
+      top_fraction=top_fraction,
+      seed=seed,
+    )
+    self.mean_episode_return, self._chosen = choice.mean_return, choice.description
+    runs = []
+    for shard, is_kept in zip(encoded.shards, choice.kept, strict=True):
+      starts, lengths = _valid_runs(shard.terminals, n_step)
+      some = is_kept & (lengths > 0)
+      runs.append((starts[some], lengths[some]))
     # A shard without a row to begin at, such as a run's short last one, is not worth its place.
-    runs = [_valid_runs(shard.terminals, n_step) for shard in encoded.shards]
-    self._chosen_episodes = ''
-    if min_episode_return is not None or top_fraction is not None:
-      runs = self._best(encoded, runs, min_episode_return, top_fraction or 1.0)
     kept = [i for i, (starts, _) in enumerate(runs) if len(starts)]
     if not kept:
       raise ValueError(
@@ -347,38 +215,14 @@ class Logs:
     self._encoded = encoded.take(kept)
     self.shards = self._encoded.numbers
     self._runs = [runs[i] for i in kept]
+    self.num_transitions = sum(int(lengths.sum()) for _, lengths in self._runs)
     num_runs = [len(starts) for starts, _ in self._runs]
-    self._plan = _plan_for(
+    self._plan = residency.plan(
       self._encoded, num_runs, memory_gb, num_resident_shards, with_probabilities
     )
     self.num_resident_shards = self._plan.num_shards
     self._sets: dict[int, concurrent.futures.Future[ReplayData]] = {}
     self._loader = concurrent.futures.ThreadPoolExecutor(1, 'replay')
-
-  def _best(
-    self,
-    encoded: encoded_shards.EncodedLogs,
-    runs: list[tuple[np.ndarray, np.ndarray]],
-    min_episode_return: float | None,
-    top_fraction: float,
-  ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Finds the runs that are in the best episodes; see `__init__`."""
-    returns = [
-      _returns_of_runs(shard, starts)
-      for shard, (starts, _) in zip(encoded.shards, runs, strict=True)
-    ]
-    every_return, lengths = np.concatenate(returns), np.concatenate([x for _, x in runs])
-    least = _least_return(every_return, lengths, min_episode_return, top_fraction)
-    kept = every_return >= least
-    self.mean_episode_return = float(every_return[kept].mean())
-    self._chosen_episodes = (
-      f'; only {kept.sum():,} of {np.isfinite(every_return).sum():,} whole episodes, those that '
-      f'return {least:g} or more: {lengths[kept].sum():,} of {lengths.sum():,} transitions'
-    )
-    return [
-      (starts[of_shard >= least], lengths[of_shard >= least])
-      for (starts, lengths), of_shard in zip(runs, returns, strict=True)
-    ]
 
   def describe(self) -> str:
     """Says what is resident in one line: shards, rows, bytes and logged returns."""
@@ -390,7 +234,7 @@ class Logs:
     return (
       f'{which}, {plan.num_rows:,} rows, {plan.num_bytes / plan.num_rows:,.1f} bytes a row, '
       f'{plan.num_bytes / 1e9:.3f} GB resident{twice}; '
-      f'mean logged return {self.mean_episode_return:.1f}{self._chosen_episodes}'
+      f'mean logged return {self.mean_episode_return:.1f}{self._chosen}'
     )
 
   def resident_shards(self, iteration: int) -> list[int]:

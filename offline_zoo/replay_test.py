@@ -2,6 +2,7 @@
 
 import dataclasses
 import gzip
+import itertools
 
 import cv2
 import jax
@@ -400,7 +401,7 @@ def test_the_checksum_is_of_every_column(tmp_path, column: str):
   assert checksums[0] == checksums[1] != checksums[2]
 
 
-# Only the best episodes.
+# Only some episodes.
 
 
 @pytest.fixture
@@ -445,15 +446,19 @@ def of_episodes(*first_rows: int) -> list[int]:
     ({'top_fraction': 0.75}, [7, 14, 107], 17 / 3),
     ({'top_fraction': 1.0, 'min_episode_return': 6}, [107], 7),
     ({'top_fraction': 0.25, 'min_episode_return': -9}, [107], 7),
+    ({'first_fraction': 0.5}, [0, 7, 100, 107], 6),
+    ({'first_fraction': 0.49}, [0, 100], np.nan),  # rounded down; none of them is whole
+    ({'first_fraction': 0.5, 'top_fraction': 0.6}, [107], 7),
+    ({'first_fraction': 0.5, 'max_random_transitions': 99}, [7, 107], 6),
   ],
 )
-def test_only_the_best_whole_episodes_are_kept(episodes, settings, first_rows, mean: float):
+def test_only_the_chosen_episodes_are_kept(episodes, settings, first_rows, mean: float):
   for n_step in (1, 3):
     rows, mean_episode_return, line = logged_rows(episodes, n_step=n_step, **settings)
     assert rows == of_episodes(*first_rows)
-    assert mean_episode_return == pytest.approx(mean)
-    assert f'mean logged return {mean:.1f}; only {len(first_rows)} of 4 whole episodes' in line
-    assert f': {len(rows)} of ' in line
+    assert mean_episode_return == pytest.approx(mean, nan_ok=True)
+    assert f'mean logged return {mean:.1f}; only {len(first_rows)} of 8 episodes, ' in line
+    assert f': {len(rows)} of 32 transitions' in line
 
 
 def test_shards_without_a_kept_episode_are_left_out(episodes):
@@ -472,9 +477,9 @@ def test_no_episode_to_keep(episodes):
   for settings in ({'min_episode_return': 1}, {'top_fraction': 0.5}):
     with pytest.raises(ValueError, match=rf'--{next(iter(settings))}: expected logs with whole'):
       replay.Logs(episodes, max_rows_per_shard=12, **settings)
-  for fraction in (0.0, 1.1):
-    with pytest.raises(ValueError, match='top_fraction must be in'):
-      replay.Logs(episodes, top_fraction=fraction)
+  for flag, fraction in itertools.product(('first_fraction', 'top_fraction'), (0.0, 1.1)):
+    with pytest.raises(ValueError, match=f'{flag} must be in'):
+      replay.Logs(episodes, **{flag: fraction})
 
 
 # Windows of logged steps, with the probabilities of their actions.
@@ -537,7 +542,7 @@ def test_probabilities_take_room_only_where_they_are_asked_for(golden, tmp_path)
 
 
 def test_logs_without_probabilities(golden, logs, tmp_path):
-  message = r'/\$store\$_prob_ckpt\.1\.gz: missing; this agent needs the probabilities'
+  message = r'/\$store\$_prob_ckpt\.1\.gz: expected the probabilities of the logged actions, which'
   with pytest.raises(FileNotFoundError, match=message):
     replay.load(logs, [1], with_probabilities=True)
 

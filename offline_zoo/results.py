@@ -408,6 +408,11 @@ class Results:
     """
     # The logs may have moved, but must hold the same.
     self._identity['replay_checksum'] = logs.checksum
+    mean_return = logs.mean_episode_return
+    self._identity['replay'] = {
+      'num_transitions': logs.num_transitions,
+      'mean_episode_return': None if math.isnan(mean_return) else mean_return,
+    }
     progress, checkpoint = self.progress, self._checkpoint
     progress.num_resident_shards = logs.num_resident_shards
     if checkpoint is not None:

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import math
 import os
 import pathlib
 import sys
@@ -91,7 +92,9 @@ class Learner:
     self.state = state
 
 
-LOGS = types.SimpleNamespace(checksum='abc', num_resident_shards=2)
+LOGS = types.SimpleNamespace(
+  checksum='abc', num_resident_shards=2, num_transitions=7, mean_episode_return=math.nan
+)
 
 
 @pytest.fixture

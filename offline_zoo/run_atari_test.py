@@ -211,6 +211,11 @@ def test_results(agent, undisturbed):
     pathlib.Path(settings['results_csv_path']).with_name('config.json').read_text()
   )
   assert config['agent'] == agent and config['flags']['eval_epsilon'] == 1.0
+  n_step = config['flags'].get('n_step', 1)
+  assert config['replay'] == {
+    'num_transitions': replay.Logs(settings['replay_dir'], n_step=n_step).num_transitions,
+    'mean_episode_return': logs.mean_episode_return,
+  }
   assert [session['from_iteration'] for session in config['sessions']] == [1]
   assert set(config['sessions'][0]['versions']) > {'jax', 'numpy', 'ale-py'}
 
@@ -363,7 +368,8 @@ FREE_FLAGS = {
   'tensorboard_dir', 'video_dir', 'num_iterations', 'jax_platform_name', 'debug',
 }  # fmt: skip
 OTHERS = {
-  'environment_name': 'pong', 'shards': (1,), 'keep_checkpoints': 'all', 'top_fraction': 0.5,
+  'environment_name': 'pong', 'shards': (1,), 'keep_checkpoints': 'all', 'first_fraction': 0.5,
+  'top_fraction': 0.5,
 }  # fmt: skip
 
 

@@ -84,8 +84,13 @@ def decode(store: FrameStore, rows: jax.Array) -> jax.Array:
   bands = unpack(look_up(store.frames, rows))
   blocks = unpack(look_up(store.bands, bands))
   tiles = unpack(look_up(store.blocks, blocks))
-  words = jax.lax.optimization_barrier(look_up(store.tiles, tiles))
+  return to_pixels(jax.lax.optimization_barrier(look_up(store.tiles, tiles)))
+
+
+def to_pixels(words: jax.Array) -> jax.Array:
+  """Puts the tiles [..., 7, 7, 9, 4] uint32 of frames where they belong: [..., 84, 84] uint8."""
+  shape = words.shape[:-4]
   # [..., band, block, tile row, tile column, row] to [..., band, tile row, row, block, tile column]
-  words = words.reshape(*rows.shape, NUM_BANDS, NUM_BLOCKS, BLOCK, BLOCK, TILE)
+  words = words.reshape(*shape, NUM_BANDS, NUM_BLOCKS, BLOCK, BLOCK, TILE)
   words = jnp.moveaxis(words, (-5, -3, -1), (-5, -4, -3))
-  return jax.lax.bitcast_convert_type(words, jnp.uint8).reshape(*rows.shape, *FRAME_SHAPE)
+  return jax.lax.bitcast_convert_type(words, jnp.uint8).reshape(*shape, *FRAME_SHAPE)

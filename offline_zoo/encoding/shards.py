@@ -8,6 +8,7 @@ import pathlib
 import time
 from collections.abc import Mapping, Sequence
 
+import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from isal import isal_zlib
@@ -29,12 +30,6 @@ class EncodedLogs:
   numbers: list[int]
   shards: list[replay_cache.EncodedShard]
   chain: list[replay_cache.EncodedShard]
-
-  @property
-  def mean_episode_return(self) -> float:
-    """The mean logged return of the episodes that lie whole within a shard; NaN without any."""
-    returns = np.concatenate([shard.episode_returns for shard in self.shards])
-    return float(returns.mean()) if returns.size else math.nan
 
   @property
   def checksum(self) -> int:
@@ -69,6 +64,18 @@ class EncodedLogs:
       pieces.append(in_shard if which.all() else in_shard[which])
       first += len(in_shard)
     return pieces
+
+  def decode(self, position: int, rows: np.ndarray) -> np.ndarray:
+    """The frames [K, 84, 84] uint8 in rows [K] of the shard at a position, on the host."""
+    ids = frame_store.unpack(self.shards[position].frames[rows])
+    for level in (2, 1, 0):
+      used, places = np.unique(ids, return_inverse=True)
+      occurs = np.zeros(sum(len(shard.pieces(level)) for shard in self.chain), bool)
+      occurs[used] = True
+      items = self.pieces(level, occurs)
+      found = np.concatenate([frame_store.unpack(x) for x in items] if level else items)
+      ids = found[places.reshape(ids.shape)]
+    return np.asarray(frame_store.to_pixels(jnp.asarray(ids)))
 
   @functools.cached_property
   def num_used(self) -> list[int]:
@@ -178,16 +185,19 @@ def load(
     OSError: the directory, a shard, or a shard's file is missing, or cannot be read.
     ValueError: a bad file, see `logs.shard.LogShard`, or the same shard twice.
   """
-  there = {log_shard.number: log_shard for log_shard in logs.open_shards(replay_dir)}
+  found = logs.open_shards(replay_dir)
+  logging.info('%s: %d %s', replay_dir, len(found), found[0].kind)
+  there = {log_shard.number: log_shard for log_shard in found}
   numbers = list(there) if numbers is None else list(numbers)
   if missing := sorted(set(numbers) - set(there)):
     raise FileNotFoundError(f'{replay_dir}: no shards {missing}; there are {list(there)}')
   if not numbers or len(set(numbers)) < len(numbers):
     raise ValueError(f'shards must be one or more different ones, got {numbers}')
-  for path in (there[number].path('prob') for number in numbers if with_probabilities):
-    if not path.exists():
+  for log_shard in (there[number] for number in numbers if with_probabilities):
+    if not log_shard.has_probabilities():
       raise FileNotFoundError(
-        f'{path}: missing; this agent needs the probabilities of the logged actions'
+        f'{log_shard.path("prob")}: expected the probabilities of the logged actions, which this '
+        'agent needs; there are none'
       )
   directory = None
   if cache_dir is not None:
@@ -197,8 +207,6 @@ def load(
   for number, encoded_shard in zip(numbers, encoded.shards, strict=True):
     # Those that were in the cache have not been checked against this game.
     logs.shard.check_actions(there[number], encoded_shard.actions, num_actions)
-    if with_probabilities and len(encoded_shard.probabilities) < len(encoded_shard.actions):
-      raise ValueError(f'{replay_dir}: logs of this kind hold no probabilities of actions')
   return encoded
 
 

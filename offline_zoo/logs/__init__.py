@@ -4,8 +4,6 @@ import os
 import pathlib
 from collections.abc import Sequence
 
-from absl import logging
-
 from offline_zoo.logs import dqn_replay, rl_unplugged, shard
 
 
@@ -20,12 +18,12 @@ def open_shards(replay_dir: str | os.PathLike) -> Sequence[shard.LogShard]:
     OSError: no such directory, no shard in it, or a file is missing.
     ValueError: there are files of several formats, runs or sets.
   """
-  found: dict[str, Sequence[shard.LogShard]] = {
-    'shards of the DQN Replay Dataset': dqn_replay.open_shards(replay_dir),
-    'checkpoints of RL Unplugged, as published': rl_unplugged.open_published(replay_dir),
-    'checkpoints of RL Unplugged, as TFDS prepares them': rl_unplugged.open_prepared(replay_dir),
-  }
-  found = {kind: shards for kind, shards in found.items() if shards}
+  found: list[Sequence[shard.LogShard]] = [
+    dqn_replay.open_shards(replay_dir),
+    rl_unplugged.open_published(replay_dir),
+    rl_unplugged.open_prepared(replay_dir),
+  ]
+  found = [shards for shards in found if shards]
   if not found:
     directory = pathlib.Path(replay_dir)
     if not directory.exists():
@@ -37,7 +35,6 @@ def open_shards(replay_dir: str | os.PathLike) -> Sequence[shard.LogShard]:
       'run_1-00000-of-00050 or rlu_atari_checkpoints_ordered-checkpoint_00.tfrecord-00000-of-00001'
     )
   if len(found) > 1:
-    raise ValueError(f'{replay_dir}: expected logs of one kind, got {" and ".join(found)}')
-  ((kind, shards),) = found.items()
-  logging.info('%s: %d %s', replay_dir, len(shards), kind)
-  return shards
+    kinds = ' and '.join(shards[0].kind for shards in found)
+    raise ValueError(f'{replay_dir}: expected logs of one kind, got {kinds}')
+  return found[0]

@@ -164,11 +164,16 @@ class ShardFiles:
 
   replay_dir: str | os.PathLike
   number: int
+  kind = 'shards of the DQN Replay Dataset'
 
   def path(self, name: str) -> pathlib.Path:
     """The file of one column, or of add_count."""
     prefix = '$store$_' if name in _COLUMNS else ''
     return pathlib.Path(self.replay_dir, f'{prefix}{name}_ckpt.{self.number}.gz')
+
+  def has_probabilities(self) -> bool:
+    """Whether there is a file of them."""
+    return os.path.lexists(self.path('prob'))
 
   def fingerprint(self) -> dict[str, list[int]]:
     """Size, times of modification and of change, and inode of the files that are there, by name."""
@@ -200,7 +205,7 @@ class ShardFiles:
     columns = {'terminal': self._read_column('terminal')}
     capacity = len(columns['terminal'])
     for name in ('action', 'reward', 'prob'):
-      if name != 'prob' or os.path.lexists(self.path(name)):
+      if name != 'prob' or self.has_probabilities():
         columns[name] = self._read_column(name, capacity)
     return columns, capacity - 1 if add_count is None else add_count
 

@@ -3,7 +3,9 @@
 import dataclasses
 import gzip
 import io
+import itertools
 import os
+import pathlib
 import pickle
 import re
 import shutil
@@ -16,7 +18,7 @@ import numpy as np
 import pytest
 
 from benchmarks import soak_logs
-from offline_zoo import replay, testing
+from offline_zoo import atari_env, processors, replay, testing
 from offline_zoo.logs import dqn_replay
 
 CAPACITY = 1000
@@ -128,6 +130,40 @@ def test_the_writer_loses_only_the_row_that_would_be_stale(tmp_path):
   kept = np.concatenate([shard.action[: shard.num_rows] for shard in shards])
   np.testing.assert_array_equal(kept, np.delete(rows, [9, 19, 29, 39]))
   assert writer.num_transitions == np.count_nonzero(kept)
+
+
+def test_the_readmes_example_logs_what_agents_see(tmp_path, monkeypatch):
+  """The logged actions, played again, give the logged frames, rewards and ends."""
+  readme = (pathlib.Path(__file__).parents[2] / 'README.md').read_text()
+  (example,) = re.findall(r'```python\n(.*?)```', readme, re.DOTALL)
+  assert example.count('\n') <= 25
+  seeded = 'env.reset(seed=writer.num_transitions)'
+  for old, new in {'50_000': '300', '100_000': '5_000', 'env.reset()': seeded}.items():
+    assert example.count(old) == 1
+    example = example.replace(old, new)
+  monkeypatch.chdir(tmp_path)
+  exec(compile(example, 'README.md', 'exec'), {})
+
+  (files,) = dqn_replay.open_shards('breakout_logs')
+  shard = files.read()
+  environment, processor = atari_env.AtariEnv('breakout', seed=0), processors.AtariProcessor()
+  ends = np.flatnonzero(shard.terminal[: shard.num_rows]) + 1
+  assert len(ends) >= 2 and ends[-1] == shard.num_rows >= 300
+  num_played = 0
+  for start, end in itertools.pairwise([0, *ends]):
+    assert not shard.observation[start : start + 3].any()
+    environment.seed(int(num_played))
+    answer = processor(environment.reset())
+    for row in range(start + 3, end):
+      np.testing.assert_array_equal(shard.observation[row], answer.observation[..., -1])
+      answer = None
+      while answer is None:
+        answer = processor(environment.step(shard.action[row]))
+      assert (shard.reward[row], shard.terminal[row]) == (answer.reward, answer.last())
+    num_played += end - start - 3
+  data = replay.load('breakout_logs', num_actions=4)
+  assert data.run_ends[-1] == num_played - 1  # all but the last, whose next frame is in no row
+  assert set(shard.action[: shard.num_rows]) == {0, 1, 2, 3}
 
 
 # Bad input.

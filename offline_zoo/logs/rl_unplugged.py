@@ -303,10 +303,20 @@ class CheckpointFiles:
   paths: tuple[pathlib.Path, ...]
   is_prepared: bool
 
+  @property
+  def kind(self) -> str:
+    """Which of the two forms it has, in words."""
+    form = 'as TFDS prepares them' if self.is_prepared else 'as published'
+    return f'checkpoints of RL Unplugged, {form}'
+
   def path(self, name: str) -> pathlib.Path:
     """Its first file."""
     del name
     return self.paths[0]
+
+  def has_probabilities(self) -> bool:
+    """Never: nothing of the kind is published."""
+    return False
 
   def fingerprint(self) -> dict[str, list[int]]:
     """Size and modification time of its files, by name."""

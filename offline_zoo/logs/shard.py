@@ -48,8 +48,15 @@ class LogShard(Protocol):
   def number(self) -> int:
     """The shard's number, by which flags and messages name it."""
 
+  @property
+  def kind(self) -> str:
+    """What it is one of, in words."""
+
   def path(self, name: str) -> pathlib.Path:
     """The file with the observation, action, reward, terminal or prob of each row, for messages."""
+
+  def has_probabilities(self) -> bool:
+    """Whether it says how likely the logged actions were under the policy that acted."""
 
   def fingerprint(self) -> Any:
     """What changes when a file of the shard does; of the kinds that JSON gives back unchanged."""

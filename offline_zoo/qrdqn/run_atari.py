@@ -28,6 +28,8 @@ class Config:
   replay_dir: str | None = None  # directory of log shards; default: demo logs, made if missing
   shards: tuple[int, ...] | None = None  # numbers of the shards to load; default: all
   max_rows_per_shard: int | None = None  # first rows of each shard to load (CQL's 1%: 10000)
+  first_fraction: float | None = None  # of each shard's episodes, those that come first
+  max_random_transitions: int | None = None  # drawn in whole logged episodes (papers' 1%: 500000)
   min_episode_return: float | None = None  # leaves out logged episodes that return less, as logged
   top_fraction: float | None = None  # of the rows in whole logged episodes, those of the best ones
   replay_cache_dir: str | None = None  # keeps encoded shards; default: ~/.cache; none: does not
@@ -117,6 +119,8 @@ def main(config: Config) -> None:
     max_abs_reward=config.max_abs_reward,
     num_actions=num_actions,
     max_rows_per_shard=config.max_rows_per_shard,
+    first_fraction=config.first_fraction,
+    max_random_transitions=config.max_random_transitions,
     min_episode_return=config.min_episode_return,
     top_fraction=config.top_fraction,
     cache_dir=replay.cache_dir(config.replay_cache_dir),

@@ -181,7 +181,10 @@ def load_logs(config: Config, trained: Trained) -> replay.ReplayData | None:
     replay_dir, chosen = pathlib.Path(config.replay_dir), {}
   else:
     replay_dir = pathlib.Path(flags.replay_dir or demo.default_dir(flags.environment_name))
-    names = ('shards', 'max_rows_per_shard', 'min_episode_return', 'top_fraction')
+    names = (
+      'shards', 'max_rows_per_shard', 'first_fraction', 'max_random_transitions',
+      'min_episode_return', 'top_fraction', 'seed',
+    )  # fmt: skip
     chosen = {name: getattr(flags, name) for name in names}
     if not replay_dir.is_dir():
       logging.warning('No agreement: there are no logs at %s; see --replay_dir', replay_dir)

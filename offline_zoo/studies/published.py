@@ -22,6 +22,8 @@ _FLAGS: dict[str, Any] = {
   'eval_epsilon': 0.001,
   'batch_size': 32,
   'max_rows_per_shard': 10_000,  # of a million: 1%
+  'first_fraction': None,
+  'max_random_transitions': None,
   'min_episode_return': None,
   'top_fraction': None,
 }

@@ -202,7 +202,7 @@ def improvements(scores: Mapping[str, np.ndarray]) -> dict[str, Estimate]:
 
 def make_report(read: Sequence[Run], with_published: bool, dark: bool) -> dict[str, bytes]:
   """Makes a report's files: for each name, its content."""
-  plots = _import_plots()
+  plots = import_plots()
   beside, notes = published.beside(read) if with_published else ({}, [])
   scores, left_out = comparable_scores(read)
   text = [
@@ -254,7 +254,12 @@ def make_report(read: Sequence[Run], with_published: bool, dark: bool) -> dict[s
   }
 
 
-def _import_plots():
+def import_plots():
+  """Imports what draws pictures, which needs the extra `plots`.
+
+  Raises:
+    ValueError: that is not installed.
+  """
   try:
     from offline_zoo.studies import plots
   except ModuleNotFoundError as error:
@@ -283,7 +288,7 @@ def main(config: Config) -> None:
     logging.info(note)
   for path in paths:
     if of_path := [run for run in read if run.source == str(path)]:
-      plots = _import_plots()
+      plots = import_plots()
       with plots.theme(config.dark):
         picture = plots.save(plots.learning_curves(of_path, beside), 'png')
       _write(path.with_suffix('.png'), picture)
