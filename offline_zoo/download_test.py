@@ -240,7 +240,7 @@ def there(bucket, *shards: int) -> dict[str, bytes]:
 
 
 def test_a_run_of_the_dqn_replay_dataset(bucket, config, caplog):
-  caplog.set_level('INFO')
+  caplog.set_level('INFO', logger='absl')
   download.main(config)
   assert here(config) == there(bucket, 0, 1)
   assert len(bucket.requests) == 1 + 12
@@ -264,7 +264,7 @@ def test_a_run_of_the_dqn_replay_dataset(bucket, config, caplog):
 
 
 def test_chosen_shards(bucket, config, caplog):
-  caplog.set_level('INFO')
+  caplog.set_level('INFO', logger='absl')
   download.main(dataclasses.replace(config, shards=(1,)))
   assert here(config) == there(bucket, 1)
   assert f'--replay_dir={config.replay_dir} --shards=1\n' in caplog.text

@@ -156,7 +156,7 @@ def test_a_run_gives_the_csv_of_log_shards(both, tmp_path):
 
 
 def test_the_kind_is_recognised_and_said(logs, recorded, caplog):
-  caplog.set_level('INFO')
+  caplog.set_level('INFO', logger='absl')
   for directory, kind in (
     (logs, '4 shards of the DQN Replay Dataset'),
     (recorded / 'raw', '2 checkpoints of RL Unplugged, as published'),
