@@ -121,11 +121,11 @@ def test_learn_reaches_the_constrained_values_of_an_mdp(tmp_path, threshold: flo
   learner = make_agent(
     data,
     threshold=threshold,
-    batch_size=128,
+    batch_size=64,
     logits_penalty=0.0,
-    optimizer=optax.sgd(optax.exponential_decay(2.0, 800, 0.3)),
+    optimizer=optax.sgd(optax.exponential_decay(2.0, 500, 0.2)),
   )
-  learner.learn(2500)
+  learner.learn(2000)
   params = learner.get_state().online_params['~']
   if threshold:
     # Only action 0 is ever chosen: state 0 for ever, worth nothing.

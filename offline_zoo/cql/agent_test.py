@@ -124,9 +124,9 @@ def test_an_update_is_a_gradient_step_on_the_loss(whole_batch, double_q: bool):
 def test_learn_reaches_the_known_values_of_an_mdp(tmp_path, alpha: float, double_q: bool):
   testing.write_logs(tmp_path, num_transitions=1000, rate_of_action_1=0.3)
   data = replay.load(tmp_path, discount=testing.DISCOUNT)
-  optimizer = optax.sgd(optax.exponential_decay(2.0, 800, 0.3))
+  optimizer = optax.sgd(optax.exponential_decay(2.0, 500, 0.3))
   learner = make_agent(data, 1, alpha=alpha, double_q=double_q, optimizer=optimizer)
-  learner.learn(3500)
+  learner.learn(2200)
   q = learner.get_state().online_params['~']['z'][:, 0]
   want = conservative_values(testing.logged_rates(data), alpha)
   np.testing.assert_allclose(q, want, atol=1e-3 if alpha == 0 else 0.02)
