@@ -149,8 +149,8 @@ def fixed_point(rates: np.ndarray, weight) -> tuple[np.ndarray, np.ndarray]:
 def test_learn_reaches_the_known_policy_of_an_mdp(tmp_path, mode: str):
   testing.write_logs(tmp_path, num_transitions=1000, rate_of_action_1=0.3)
   data = replay.load(tmp_path, discount=testing.DISCOUNT)
-  optimizer = optax.sgd(optax.exponential_decay(1.0, 600, 0.3))
-  learner = make_agent(data, mode=mode, beta=0.5, batch_size=128, optimizer=optimizer)
+  optimizer = optax.sgd(optax.exponential_decay(1.0, 600, 0.2))
+  learner = make_agent(data, mode=mode, beta=0.5, batch_size=64, optimizer=optimizer)
   learner.learn(1800)
   params = learner.get_state().online_params['~']
   weight = {'exp': lambda a: np.minimum(np.exp(a / 0.5), 20), 'all': np.ones_like}[mode]

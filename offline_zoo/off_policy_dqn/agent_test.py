@@ -135,12 +135,12 @@ def test_learn_reaches_the_weighted_fixed_point_of_an_mdp(data):
     min_ratio=0.8,
     max_ratio=1.2,
     first_ratio=False,
-    batch_size=128,
-    optimizer=optax.sgd(optax.exponential_decay(1.0, 400, 0.1)),
+    batch_size=64,
+    optimizer=optax.sgd(optax.exponential_decay(1.0, 300, 0.1)),
   )
   params = {'~': {'q': testing.optimal_values().astype(np.float32)}}
   learner.set_state(learner.get_state()._replace(online_params=params, target_params=params))
-  learner.learn(1500)
+  learner.learn(1100)
   np.testing.assert_allclose(q_table(learner), q, atol=0.03)
 
 
