@@ -61,6 +61,15 @@ def rom_path(environment_name: str, rom_dir: str | os.PathLike | None = None) ->
   return path
 
 
+def rom_md5(environment_name: str, rom_dir: str | os.PathLike | None = None) -> str:
+  """Gives the MD5, in hexadecimal digits, of the ROM that a game is played with.
+
+  Raises:
+    ValueError, FileNotFoundError: see `rom_path`.
+  """
+  return _md5(rom_path(environment_name, rom_dir))
+
+
 def rom_note(environment_name: str, rom_dir: str | os.PathLike | None = None) -> str | None:
   """Says that a game's ROM is not the one that public data was logged with; None if it is.
 
@@ -68,7 +77,7 @@ def rom_note(environment_name: str, rom_dir: str | os.PathLike | None = None) ->
     ValueError, FileNotFoundError: see `rom_path`.
   """
   game = atari_data.game(environment_name)
-  if game.logged_rom_md5 in (None, _md5(rom_path(environment_name, rom_dir))):
+  if game.logged_rom_md5 in (None, rom_md5(environment_name, rom_dir)):
     return None
   return (
     f'The DQN Replay Dataset and RL Unplugged were logged with another ROM of {game.name} than is '
@@ -177,6 +186,11 @@ class AtariEnv(dm_env.Environment):
   def lives(self) -> int:
     """Counts the lives left, 0 in games that have none."""
     return self._env.ale.lives()
+
+  @property
+  def emulator(self) -> ale_py.ALEInterface:
+    """Gives the emulator itself, to whoever plays without looking at every frame."""
+    return self._env.ale
 
   def ram(self) -> np.ndarray:
     """Reads the console's memory, [128] uint8, as scripted behaviour policies do."""

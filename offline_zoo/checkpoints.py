@@ -97,6 +97,12 @@ class Checkpoint(NamedTuple):
   record: Any
   arrays: dict[str, np.ndarray]
 
+  def part(self, name: str) -> 'Checkpoint':
+    """Keeps only one field of the state, as if it were all of it."""
+    prefix = f'.{name}'
+    arrays = {k.removeprefix(prefix): v for k, v in self.arrays.items() if k.startswith(prefix)}
+    return self._replace(arrays=arrays)
+
   def state(self, like: Any) -> Any:
     """Gives the state as a pytree of NumPy arrays.
 

@@ -72,8 +72,21 @@ class Agent(Protocol):
     """Says what the agent thinks of its last action, such as `state_value`."""
 
 
-class Learner(Agent, Protocol):
-  """What an experiment needs of an agent: it learns as well.
+class Trainable(Agent, Protocol):
+  """What iterations and checkpoints need of an agent: it learns as well."""
+
+  def learn(self, num_updates: int) -> Mapping[str, float]:
+    """Makes this many updates; returns the mean of each metric over them."""
+
+  def get_state(self) -> Any:
+    """Copies the learner's state, a pytree, into NumPy arrays."""
+
+  def set_state(self, state: Any) -> None:
+    """Goes on from a state that `get_state` gave."""
+
+
+class Learner(Trainable, Protocol):
+  """What an experiment needs of an agent: data to learn from, and its pure functions.
 
   Attributes:
     data: what it learns from; may be replaced between calls of `learn`.
@@ -87,15 +100,6 @@ class Learner(Agent, Protocol):
   initial_state: Callable[..., Any]
   update: Callable[..., Any]
   act: Callable[..., Any]
-
-  def learn(self, num_updates: int) -> Mapping[str, float]:
-    """Makes this many updates; returns the mean of each metric over them."""
-
-  def get_state(self) -> Any:
-    """Copies the learner's state, a pytree, into NumPy arrays."""
-
-  def set_state(self, state: Any) -> None:
-    """Goes on from a state that `get_state` gave."""
 
 
 # Acting.
@@ -513,7 +517,9 @@ class Progress:
     self.num_updates, self.metric_sums, self.seconds = 0, {}, 0.0
 
 
-def learn_iteration(agent: Learner, progress: Progress, num_updates: int, stop: StopSignal) -> None:
+def learn_iteration(
+  agent: Trainable, progress: Progress, num_updates: int, stop: StopSignal
+) -> None:
   """Lets the agent learn, in equal chunks, until the iteration has its updates.
 
   Between chunks it heeds `stop` and checks the loss.

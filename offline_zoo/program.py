@@ -8,6 +8,7 @@ import math
 import os
 import pathlib
 import re
+import shlex
 import signal
 import sys
 import types
@@ -80,7 +81,9 @@ def _help_texts(config_class: type) -> dict[str, tuple[str, str]]:
   return texts
 
 
-def define_flags(config_class: type, arguments: str | None = None) -> list[str]:
+def define_flags(
+  config_class: type, arguments: str | None = None, flag_values: flags.FlagValues = flags.FLAGS
+) -> list[str]:
   """Defines an absl flag for each field of a Config dataclass; returns the names of their groups.
 
   The flag has the field's name and default; its help text and group are comments in the class, see
@@ -93,7 +96,8 @@ def define_flags(config_class: type, arguments: str | None = None) -> list[str]:
     if field.name == arguments:
       continue
     group, text = texts.get(field.name, ('Flags', ''))
-    flags.DEFINE_flag(_make_flag(field.name, field.type, field.default, text), module_name=group)
+    flag = _make_flag(field.name, field.type, field.default, text)
+    flags.DEFINE_flag(flag, flag_values, module_name=group)
   return list(dict.fromkeys(group for group, _ in texts.values()))
 
 
@@ -108,7 +112,9 @@ def _integers(name: str, items: list[str]) -> tuple[int, ...]:
   return tuple(itertools.chain(*ranges))
 
 
-def config_from_flags(config_class: type, **arguments: tuple[str, ...]) -> Any:
+def config_from_flags(
+  config_class: type, flag_values: flags.FlagValues = flags.FLAGS, **arguments: tuple[str, ...]
+) -> Any:
   """Makes the Config that the parsed flags ask for, with a field of `arguments` that are no flags.
 
   Raises:
@@ -118,13 +124,30 @@ def config_from_flags(config_class: type, **arguments: tuple[str, ...]) -> Any:
   for field in dataclasses.fields(config_class):
     if field.name in arguments:
       continue
-    value = flags.FLAGS[field.name].value
+    value = flag_values[field.name].value
     if value == '':
       raise ValueError(f'--{field.name}=: expected a value, got nothing')
     if isinstance(value, list):
       value = _integers(field.name, value)
     values[field.name] = value
   return config_class(**values)
+
+
+def parse_config(config_class: type, text: str) -> Any:
+  """Makes a Config from flags in one string, such as '--n_step=5 --discount=0.9'.
+
+  Raises:
+    ValueError: one is unknown, or has a bad value, or something else is there.
+  """
+  flag_values = flags.FlagValues()
+  define_flags(config_class, flag_values=flag_values)
+  try:
+    _, *rest = flag_values(['', *shlex.split(text)])
+  except flags.Error as error:
+    raise ValueError(str(error)) from error
+  if rest:
+    raise ValueError(f'expected flags only, got {" ".join(rest)}')
+  return config_from_flags(config_class, flag_values)
 
 
 # Checks that a Config makes of itself; each raises a ValueError that names the flag.
@@ -159,28 +182,37 @@ def check_not_negative(config: Any, *names: str) -> None:
     check(config, name, 0 <= getattr(config, name) < float('inf'), '0 or more')
 
 
-def check_experiment(config: Any) -> None:
-  """Checks the flags that every agent's experiment has."""
-  check_positive(
-    config, 'max_rows_per_shard', 'replay_memory_gb', 'num_iterations', 'num_updates_per_iteration',
-    'eval_steps', 'first_fraction', 'max_random_transitions', 'top_fraction',
-  )  # fmt: skip
-  for name in ('first_fraction', 'top_fraction'):
-    check(config, name, (getattr(config, name) or 0) <= 1, 'at most 1')
-  min_episode_return = config.min_episode_return
-  finite = min_episode_return is None or math.isfinite(min_episode_return)
-  check(config, 'min_episode_return', finite, 'a finite number')
+def check_run(config: Any) -> None:
+  """Checks the flags that every run has, whatever it learns from."""
+  check_positive(config, 'num_iterations', 'num_updates_per_iteration', 'eval_steps')
   check_in_unit_interval(config, 'eval_epsilon', 'sticky_action_probability')
   check(config, 'seed', 0 <= config.seed < 2**32, '0 or more, and less than 2^32')
   kinds = ('last', 'all', 'best')
   check(config, 'keep_checkpoints', config.keep_checkpoints in kinds, ', '.join(kinds))
 
 
+def check_experiment(config: Any) -> None:
+  """Checks the flags that every agent's experiment has."""
+  check_run(config)
+  check_positive(
+    config, 'max_rows_per_shard', 'replay_memory_gb', 'first_fraction', 'max_random_transitions',
+    'top_fraction',
+  )  # fmt: skip
+  for name in ('first_fraction', 'top_fraction'):
+    check(config, name, (getattr(config, name) or 0) <= 1, 'at most 1')
+  min_episode_return = config.min_episode_return
+  finite = min_episode_return is None or math.isfinite(min_episode_return)
+  check(config, 'min_episode_return', finite, 'a finite number')
+
+
 # What a program shows and keeps.
 
 
-def progress_bar(total: int, description: str, unit: str, initial: int = 0) -> tqdm:
-  """Shows a bar on a terminal, nothing elsewhere. Bytes, the unit B, go up in kB, MB and GB."""
+def progress_bar(total: int | None, description: str, unit: str, initial: int = 0) -> tqdm:
+  """Shows a bar on a terminal, nothing elsewhere. Bytes, the unit B, go up in kB, MB and GB.
+
+  Without a total it only counts.
+  """
   return tqdm(
     total=total, initial=initial, desc=description, unit=unit, unit_scale=unit == 'B',
     leave=False, disable=None, dynamic_ncols=True,

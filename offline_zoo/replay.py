@@ -78,7 +78,7 @@ class ReplayData:
   can begin at, come in R runs of consecutive ones.
 
   Attributes:
-    frames: encoded; see frame_store.decode.
+    frames: encoded, or raw in a replay that grows; see frame_store.decode.
     actions: [N] uint8.
     rewards: [N] int8, int16 or float32, as logged.
     terminals: [N] bool.
@@ -90,7 +90,7 @@ class ReplayData:
     max_abs_reward: rewards are clipped to [-max_abs_reward, max_abs_reward]; None: they are not.
   """
 
-  frames: frame_store.FrameStore
+  frames: frame_store.FrameStore | frame_store.RawFrames
   actions: jax.Array
   rewards: jax.Array
   terminals: jax.Array

@@ -394,12 +394,17 @@ class Results:
     """Says where to record the evaluation of the iteration under way; None: nowhere."""
     return self._video_dir and self._video_dir / f'{self.progress.iteration}.mp4'
 
-  def resume(self, agent: parts.Learner, logs: replay.Logs) -> parts.Progress:
+  @property
+  def directory(self) -> pathlib.Path:
+    """Names where the CSV is."""
+    return self._csv.path.parent
+
+  def resume(self, agent: parts.Trainable, logs: replay.Logs | None) -> parts.Progress:
     """Brings the agent and the files to where the checkpoint was; else to the beginning.
 
     Args:
       agent: as it is at the beginning.
-      logs: what it learns from.
+      logs: what it learns from; None: what it plays itself.
 
     Raises:
       ValueError: the checkpoint is of other logs or another network.
@@ -407,18 +412,20 @@ class Results:
       FileExistsError: files have appeared that do not belong to this run.
     """
     # The logs may have moved, but must hold the same.
-    self._identity['replay_checksum'] = logs.checksum
-    mean_return = logs.mean_episode_return
-    self._identity['replay'] = {
-      'num_transitions': logs.num_transitions,
-      'mean_episode_return': None if math.isnan(mean_return) else mean_return,
-    }
+    checksum = None if logs is None else logs.checksum
+    self._identity['replay_checksum'] = checksum
+    if logs is not None:
+      mean_return = logs.mean_episode_return
+      self._identity['replay'] = {
+        'num_transitions': logs.num_transitions,
+        'mean_episode_return': None if math.isnan(mean_return) else mean_return,
+      }
     progress, checkpoint = self.progress, self._checkpoint
-    progress.num_resident_shards = logs.num_resident_shards
+    progress.num_resident_shards = logs and logs.num_resident_shards
     if checkpoint is not None:
       theirs = checkpoint.record['identity'].get('replay_checksum')
-      if theirs != logs.checksum:
-        raise self._other_run(checkpoint.path, "logs' checksum", theirs, logs.checksum)
+      if theirs != checksum:
+        raise self._other_run(checkpoint.path, "logs' checksum", theirs, checksum)
       state = checkpoint.state(agent.get_state())
 
     for directory in self._directories:
@@ -451,7 +458,7 @@ class Results:
     text = json.dumps({**self._identity, 'sessions': sessions}, indent=2)
     write_atomically(self._config_path, text + '\n')
 
-  def save(self, agent: parts.Learner, progress: parts.Progress) -> None:
+  def save(self, agent: parts.Trainable, progress: parts.Progress) -> None:
     """Saves a checkpoint, then brings the CSV up to it.
 
     Raises:

@@ -26,8 +26,8 @@ import optax
 from offline_zoo import processors, replay
 from offline_zoo.logs import dqn_replay, rl_unplugged
 
-# Every directory with a run_atari.py is an agent, and what tests say of all agents holds for it.
-AGENTS = sorted(path.parent.name for path in pathlib.Path(__file__).parent.glob('*/run_atari.py'))
+# Every directory with an agent.py is an agent, and what tests say of all agents holds for it.
+AGENTS = sorted(path.parent.name for path in pathlib.Path(__file__).parent.glob('*/agent.py'))
 
 REWARDS = np.array([[0.0, -0.2], [0.3, 1.0]])
 DISCOUNT = 0.9

@@ -38,6 +38,12 @@ class Dictionaries(NamedTuple):
   bands: np.ndarray
 
 
+class RawFrames(NamedTuple):
+  """N frames as they are, [N, 84, 84] uint8, for a replay that is written to."""
+
+  frames: jax.Array
+
+
 class FrameStore(NamedTuple):
   """N frames and the dictionaries that they refer to, as arrays on the host or the device.
 
@@ -70,11 +76,13 @@ def unpack(packed):
   return sum(packed[..., i].astype(np.int32) << 8 * i for i in range(packed.shape[-1]))
 
 
-def decode(store: FrameStore, rows: jax.Array) -> jax.Array:
+def decode(store: FrameStore | RawFrames, rows: jax.Array) -> jax.Array:
   """The frames [..., 84, 84] uint8 in these rows [...]; pure.
 
   Rows must be in 0 .. N - 1: for others the result means nothing.
   """
+  if isinstance(store, RawFrames):
+    return store.frames.at[rows].get(mode='promise_in_bounds')
 
   def look_up(items: jax.Array, ids: jax.Array) -> jax.Array:
     # The barrier keeps XLA from finding an id anew for everything that is looked up with it.

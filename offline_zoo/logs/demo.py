@@ -1,38 +1,34 @@
-"""Logs real play in the format of the DQN Replay Dataset, so that there is data without a download.
+r"""Logs real play in the DQN Replay Dataset's format, so that there is data without a download.
 
   python -m offline_zoo.logs.demo --environment_name=pong --replay_dir=/tmp/pong_logs
 
 Freeway, Pong and Breakout are played by scripted policies (demo_policies.py) that act at random at
 a rate drawn for each episode, so that returns spread from poor to good. Every other game is played
-uniformly at random. Rewards are logged raw. An episode that is cut at the frame limit is logged as
+uniformly at random. With --policy_checkpoint an agent of ours plays what it has learnt:
+
+  python -m offline_zoo.logs.demo --environment_name=pong --replay_dir=/tmp/pong_logs \
+    --policy_checkpoint=runs/dqn/pong/1/checkpoint --epsilon=0.2
+
+Rewards are logged raw. An episode that is cut at the frame limit is logged as
 ended, as it is in the public data. The same flags give the same rows, and on the same kind of
 processor, by which isal chooses how to compress, the same bytes.
 """
 
-import atexit
-import collections
-import concurrent.futures
 import contextlib
 import dataclasses
 import functools
 import itertools
-import multiprocessing
 import os
 import pathlib
-import shutil
-import signal
-import threading
 import time
-import uuid
-from collections.abc import Generator
-from typing import NamedTuple
+from collections.abc import Callable, Generator
 
-import dm_env
+import jax
 import numpy as np
 from absl import logging
 
-from offline_zoo import atari_data, atari_env, parts, processors, program
-from offline_zoo.logs import demo_policies, dqn_replay
+from offline_zoo import atari_data, program
+from offline_zoo.logs import demo_policies, dqn_replay, play, recorded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +41,9 @@ class Config:
   num_transitions: int = 100_000  # agent steps to log, blank rows before episodes not counted
   replay_dir: str | None = None  # where to; default: where run_atari looks without --replay_dir
   policy: str | None = None  # scripted or random; default: scripted for the games that have one
+  policy_checkpoint: str | None = None  # of a run: its agent plays, greedily but for epsilon
+  epsilon: float | None = None  # rate of random actions; default: 0, or scripted policies' own
+  recorded_path: str | None = None  # writes recorded play here, of whole episodes, and no shards
   shard_capacity: int = 25_000  # rows of a shard, blank ones included
   sticky_action_probability: float = 0.25  # per emulator frame; Machado et al. 2018
   seed: int = 1  # of emulator and policy
@@ -52,117 +51,121 @@ class Config:
   debug: bool = False  # tracebacks for errors
 
 
-class Episode(NamedTuple):
-  """An episode of T agent steps: frames [T, 84, 84], actions, rewards, terminals, probs [T].
+@functools.lru_cache
+def _trained_policy(checkpoint_dir: str) -> Callable[[play.Game], int]:
+  """What an agent of ours does, on the CPU: several processes could not share an accelerator."""
+  from offline_zoo.studies import evaluate  # which imports this module
 
-  Probabilities are of the actions under the mixture of the policy and random actions.
-  """
-
-  frames: np.ndarray
-  actions: np.ndarray
-  rewards: np.ndarray
-  terminals: np.ndarray
-  probs: np.ndarray
-
-
-class _Recorder:
-  """An agent for the run loop that follows a policy and remembers what happened."""
-
-  def __init__(self, environment: atari_env.AtariEnv, policy, epsilon: float, rng):
-    self._environment = environment
-    self._policy = policy
-    self._epsilon = epsilon
-    self._rng = rng
-    self._num_actions = environment.action_spec().num_values
-    self._processor = processors.AtariProcessor()
-    self._frames: list[np.ndarray] = []
-    self._actions: list[int] = []
-    self._rewards: list[float] = []
-    self._probs: list[float] = []
-    self.statistics: dict[str, float] = {}
-
-  def reset(self, rng_key=None) -> None:
-    del rng_key
-
-  def step(self, timestep: dm_env.TimeStep) -> int:
-    processed = self._processor(timestep)
-    if processed is None:
-      return self._actions[-1]
-    if not processed.first():
-      self._rewards.append(processed.reward)
-    if processed.last():
-      return 0
-    self._frames.append(processed.observation[..., -1])
-    # The policy looks at every step, also at those that chance decides.
-    choice = action = self._policy(self._environment.ram()) if self._policy else 0
-    if self._rng.random() < self._epsilon:
-      action = int(self._rng.integers(self._num_actions))
-    self._actions.append(action)
-    # Also where an action drawn at random is the policy's.
-    chosen = 1 - self._epsilon if action == choice else 0.0
-    self._probs.append(chosen + self._epsilon / self._num_actions)
-    return action
-
-  def episode(self) -> Episode:
-    terminals = np.zeros(len(self._rewards), np.uint8)
-    terminals[-1] = 1
-    return Episode(
-      np.stack(self._frames),
-      np.array(self._actions, np.int32),
-      np.array(self._rewards, np.float32),
-      terminals,
-      np.array(self._probs, np.float32),
-    )
+  with jax.default_device(jax.local_devices(backend='cpu')[0]):
+    agent = evaluate.restore(checkpoint_dir, eval_epsilon=0.0).agent
+    params, key = jax.device_put(agent.get_state().online_params), jax.random.PRNGKey(0)
+    act = jax.jit(agent.act)
+  return lambda game: int(act(params, key, game.observation())[1])
 
 
-# Starting an emulator takes as long as playing a quarter of an episode.
-_make_environment = functools.lru_cache(atari_env.AtariEnv)
-
-
-def play_episode(config: Config, index: int) -> Episode:
-  """Plays one episode, a function of its arguments."""
-  rng = np.random.default_rng((config.seed, index))
-  environment = _make_environment(
-    config.environment_name, sticky_action_probability=config.sticky_action_probability, seed=0
-  )
-  environment.seed(int(rng.integers(2**31)))
-  policy, epsilon = None, 1.0
+def _make_policy(
+  config: Config, rng: np.random.Generator
+) -> tuple[Callable[[play.Game], int] | None, float]:
+  """The policy of an episode and its rate of random actions."""
+  if config.policy_checkpoint:
+    return _trained_policy(config.policy_checkpoint), config.epsilon or 0.0
   if config.policy != 'random' and config.environment_name in demo_policies.POLICIES:
     make_policy, max_epsilon = demo_policies.POLICIES[config.environment_name]
     policy, epsilon = make_policy(), rng.uniform(0.0, max_epsilon)
-  recorder = _Recorder(environment, policy, epsilon, rng)
-  for _, timestep, _, _ in parts.run_loop(recorder, environment):
-    if timestep.last():
-      break
-  return recorder.episode()
+    return lambda game: policy(game.ram()), epsilon if config.epsilon is None else config.epsilon
+  return None, 1.0
 
 
-def _start_worker() -> None:
-  signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-  atexit.register(_make_environment.cache_clear)  # ale-py complains of emulators left over
-
-  def end_with_parent() -> None:  # also when it is killed
-    if parent := multiprocessing.parent_process():
-      parent.join()
-    os._exit(1)
-
-  threading.Thread(target=end_with_parent, daemon=True).start()
-
-
-def play_episodes(config: Config) -> Generator[Episode, None, None]:
-  """Plays episodes 0, 1, 2, ... in several processes, in order, some ahead of the caller."""
-  executor = concurrent.futures.ProcessPoolExecutor(
-    config.num_processes, multiprocessing.get_context('spawn'), _start_worker
+def play_episode(config: Config, index: int) -> tuple[recorded.Episode, dqn_replay.EpisodeRows]:
+  """Plays one episode, a function of its arguments."""
+  rng = np.random.default_rng((config.seed, index))
+  game = play.game(config.environment_name, config.sticky_action_probability)
+  seed = int(rng.integers(2**31))
+  policy, epsilon = _make_policy(config, rng)
+  checksums, ended = recorded.Checksums(), False
+  frames, actions, choices, rewards = [], [], [], []
+  game.start(seed)
+  while not ended:
+    frames.append(game.frame)
+    # The policy looks at every step, also at those that chance decides.
+    choice = action = policy(game) if policy else -1
+    if rng.random() < epsilon:
+      action = int(rng.integers(game.num_actions))
+    actions.append(action)
+    choices.append(action == choice)  # also where an action drawn at random is the policy's
+    reward, ended = game.step(action)
+    rewards.append(reward)
+    checksums.add(frames[-1], action, reward, ended)
+  columns = (np.array(column, np.uint8) for column in (actions, choices))
+  episode = recorded.Episode(seed, epsilon, True, *columns, np.array(checksums.values, np.uint32))
+  terminals = np.zeros(len(rewards), np.uint8)
+  terminals[-1] = 1
+  rows = dqn_replay.EpisodeRows(
+    np.stack(frames),
+    episode.actions.astype(np.int32),
+    np.array(rewards, np.float32),
+    terminals,
+    recorded.probabilities(episode, game.num_actions),
   )
-  try:
-    indices = itertools.count()
-    pending: collections.deque[concurrent.futures.Future[Episode]] = collections.deque()
-    while True:
-      while len(pending) < 2 * config.num_processes:
-        pending.append(executor.submit(play_episode, config, next(indices)))
-      yield pending.popleft().result()
-  finally:
-    executor.shutdown(cancel_futures=True)
+  return episode, rows
+
+
+def _check(config: Config) -> None:
+  game = atari_data.game(config.environment_name).name
+  has_policy = game in demo_policies.POLICIES
+  for name in ('num_transitions', 'num_processes'):
+    program.check(config, name, getattr(config, name) >= 1, 'at least 1')
+  good = config.policy in (None, 'random', 'scripted')
+  program.check(config, 'policy', good, 'scripted or random')
+  good = config.policy != 'scripted' or has_policy
+  program.check(config, 'policy', good, f'only for {", ".join(demo_policies.POLICIES)}')
+  if config.policy_checkpoint is not None:
+    from offline_zoo.studies import evaluate  # which imports this module
+
+    program.check(config, 'policy', config.policy is None, 'none beside --policy_checkpoint')
+    learnt = evaluate.restore(config.policy_checkpoint).config.environment_name
+    program.check(config, 'policy_checkpoint', learnt == game, f'an agent of {game}, not {learnt}')
+  if config.epsilon is not None:
+    program.check_in_unit_interval(config, 'epsilon')
+    acts = config.policy_checkpoint or (has_policy and config.policy != 'random')
+    program.check(config, 'epsilon', acts, 'nothing where all actions are random')
+
+
+def _play_episodes(config: Config) -> Generator:
+  """Episodes 0, 1, 2, ...; see `play_episode`."""
+  function = functools.partial(play_episode, config)
+  return play.in_processes(function, itertools.count(), config.num_processes)
+
+
+def record(config: Config, path: pathlib.Path) -> recorded.Recording:
+  """Plays whole episodes of `num_transitions` rows or more, and writes them as recorded play.
+
+  Raises:
+    ValueError: a bad value in `config`.
+    FileExistsError: there is something at `path` already.
+  """
+  from offline_zoo import results  # with Orbax, which processes that play do not need
+
+  _check(config)
+  if os.path.lexists(path):
+    raise FileExistsError(f'--recorded_path={path}: exists')
+  recording = recorded.Recording(
+    recorded.make_header(config.environment_name, config.sticky_action_probability, True)
+  )
+  with (
+    contextlib.closing(_play_episodes(config)) as episodes,
+    program.progress_bar(config.num_transitions, 'playing', 'transition') as bar,
+  ):
+    while recording.num_steps < config.num_transitions:
+      recording.add(next(episodes)[0])
+      bar.update(recording.num_steps - bar.n)
+  results.write_atomically(path, recording.content(), f'.{path.name}.partial')
+  logging.info(
+    'Recorded %d transitions of %s, %d episodes, in %s: %.3f bytes each',
+    recording.num_steps, config.environment_name, recording.num_episodes, path,
+    path.stat().st_size / recording.num_steps,
+  )  # fmt: skip
+  return recording
 
 
 def write_logs(config: Config, replay_dir: pathlib.Path) -> None:
@@ -174,44 +177,22 @@ def write_logs(config: Config, replay_dir: pathlib.Path) -> None:
     ValueError: a bad value in `config`.
     FileExistsError: there is something at `replay_dir` already.
   """
-  atari_data.game(config.environment_name)
-  for name in ('num_transitions', 'num_processes'):
-    if getattr(config, name) < 1:
-      raise ValueError(f'--{name}={getattr(config, name)}: expected at least 1')
-  if config.policy not in (None, 'random', 'scripted'):
-    raise ValueError(f'--policy={config.policy}: expected scripted or random')
-  if config.policy == 'scripted' and config.environment_name not in demo_policies.POLICIES:
-    raise ValueError(f'--policy=scripted: only for {", ".join(demo_policies.POLICIES)}')
-  if replay_dir.exists() and (not replay_dir.is_dir() or any(replay_dir.iterdir())):
-    raise FileExistsError(f'--replay_dir={replay_dir}: exists and is not an empty directory')
-  if os.path.ismount(replay_dir):  # which cannot be replaced
-    raise OSError(f'--replay_dir={replay_dir}: is a mount point; name a directory in it')
-
-  partial = replay_dir.with_name(f'.{replay_dir.name}.partial-{uuid.uuid4().hex[:8]}')
-  writer = dqn_replay.ShardWriter(partial, config.shard_capacity, with_prob=True)
+  _check(config)
   returns = []
   start = time.monotonic()
-  try:
-    with (
-      contextlib.closing(play_episodes(config)) as episodes,
-      program.progress_bar(config.num_transitions, 'playing', 'transition') as bar,
-    ):
-      while writer.num_transitions < config.num_transitions:
-        episode = next(episodes)
-        writer.start_episode()
-        for row in zip(*episode, strict=True):
-          writer.add(*row)
-          if writer.num_transitions == config.num_transitions:
-            break
-        else:
-          returns.append(float(episode.rewards.sum()))
-        bar.update(writer.num_transitions - bar.n)
+  with (
+    dqn_replay.new_directory(replay_dir) as partial,
+    contextlib.closing(_play_episodes(config)) as episodes,
+    program.progress_bar(config.num_transitions, 'playing', 'transition') as bar,
+  ):
+    writer = dqn_replay.ShardWriter(partial, config.shard_capacity, with_prob=True)
+    while writer.num_transitions < config.num_transitions:
+      _, rows = next(episodes)
+      writer.add_episode(rows, config.num_transitions)
+      if writer.num_transitions < config.num_transitions:
+        returns.append(float(rows.rewards.sum()))
+      bar.update(writer.num_transitions - bar.n)
     writer.close()
-    os.rename(partial, replay_dir)
-  except concurrent.futures.process.BrokenProcessPool as error:
-    raise OSError(f'a process that played was killed; is memory short? {error}') from error
-  finally:
-    shutil.rmtree(partial, ignore_errors=True)
   seconds = time.monotonic() - start
   logging.info(
     'Logged %d transitions of %s to %s in %.1f s, %.0f a second: %s',
@@ -252,6 +233,9 @@ def find_or_make(environment_name: str) -> pathlib.Path:
 
 
 def main(config: Config) -> None:
+  if config.recorded_path is not None:
+    record(config, pathlib.Path(config.recorded_path))
+    return
   write_logs(config, pathlib.Path(config.replay_dir or default_dir(config.environment_name)))
 
 

@@ -33,7 +33,9 @@ import pathlib
 import re
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 from absl import logging
@@ -347,6 +349,46 @@ def open_shards(replay_dir: str | os.PathLike) -> list[ShardFiles]:
   return [ShardFiles(replay_dir, number) for number in numbers]
 
 
+class EpisodeRows(NamedTuple):
+  """An episode's T rows, to be logged.
+
+  Attributes:
+    frames: [T, 84, 84] uint8.
+    actions: [T] int32.
+    rewards: [T] float32.
+    terminals: [T] uint8, 1 on the last row of an episode that ended.
+    probs: [T] float32, of the actions under the policy that acted.
+  """
+
+  frames: np.ndarray
+  actions: np.ndarray
+  rewards: np.ndarray
+  terminals: np.ndarray
+  probs: np.ndarray
+
+
+@contextlib.contextmanager
+def new_directory(replay_dir: pathlib.Path) -> Iterator[pathlib.Path]:
+  """Makes a directory that appears at the end of the block, when it is complete.
+
+  Gives the directory to write to meanwhile, beside it, which is gone if the block fails.
+
+  Raises:
+    FileExistsError: there is something at `replay_dir` already.
+    OSError: it is a mount point.
+  """
+  if replay_dir.exists() and (not replay_dir.is_dir() or any(replay_dir.iterdir())):
+    raise FileExistsError(f'--replay_dir={replay_dir}: exists and is not an empty directory')
+  if os.path.ismount(replay_dir):  # which cannot be replaced
+    raise OSError(f'--replay_dir={replay_dir}: is a mount point; name a directory in it')
+  partial = replay_dir.with_name(f'.{replay_dir.name}.partial-{uuid.uuid4().hex[:8]}')
+  try:
+    yield partial
+    os.rename(partial, replay_dir)
+  finally:
+    shutil.rmtree(partial, ignore_errors=True)
+
+
 class ShardWriter:
   """Logs play, row by row, into shards of `capacity` rows, as a Dopamine run logs it.
 
@@ -389,6 +431,14 @@ class ShardWriter:
       prob: of the action under the policy that acted; where there is no such file, of no use.
     """
     self.num_transitions += self._add(frame, action, reward, terminal, prob)
+
+  def add_episode(self, rows: EpisodeRows, max_transitions: int | None = None) -> None:
+    """Adds an episode, blank rows first; not more of it than brings all to `max_transitions`."""
+    self.start_episode()
+    for row in zip(*rows, strict=True):
+      if self.num_transitions == max_transitions:
+        break
+      self.add(*row)
 
   def _add(self, *row) -> bool:
     """Returns whether the row is kept."""

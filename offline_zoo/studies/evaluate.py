@@ -68,7 +68,10 @@ class Trained:
 
 
 def restore(
-  checkpoint_dir: str | os.PathLike, which: str = 'last', rom_dir: str | None = None
+  checkpoint_dir: str | os.PathLike,
+  which: str = 'last',
+  rom_dir: str | None = None,
+  eval_epsilon: float | None = None,
 ) -> Trained:
   """Makes the agent of a run as a checkpoint has it; it needs no logs for that.
 
@@ -76,6 +79,7 @@ def restore(
     checkpoint_dir: of the run.
     which: 'last', 'best', or a number.
     rom_dir: see `atari_env.rom_path`; None: the run's own.
+    eval_epsilon: rate of random actions in acting; None: the run's own.
 
   Raises:
     FileNotFoundError: there is no checkpoint, or no ROM.
@@ -88,12 +92,17 @@ def restore(
   assert checkpoint is not None
   try:
     name, flags = checkpoint.record['identity']['agent'], checkpoint.record['identity']['flags']
-    module = importlib.import_module(f'offline_zoo.{name}.run_atari')
+    package = 'online' if name.startswith('online_') else name
+    if package == 'online':  # only what was learnt, not where the play was
+      checkpoint = checkpoint.part('learner')
+    module = importlib.import_module(f'offline_zoo.{package}.run_atari')
     config = module.Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in flags.items()})
   except (ImportError, KeyError, TypeError) as error:
     raise ValueError(
       f'{checkpoint.path}: not a checkpoint of this version of the package: {error!r}'
     ) from error
+  if eval_epsilon is not None:
+    config = dataclasses.replace(config, eval_epsilon=eval_epsilon)
   environment = atari_env.AtariEnv(
     config.environment_name,
     sticky_action_probability=config.sticky_action_probability,
@@ -180,6 +189,9 @@ def load_logs(config: Config, trained: Trained) -> replay.ReplayData | None:
   if config.replay_dir is not None:
     replay_dir, chosen = pathlib.Path(config.replay_dir), {}
   else:
+    if not hasattr(flags, 'replay_dir'):
+      logging.warning('No agreement: this run learnt from its own play; see --replay_dir')
+      return None
     replay_dir = pathlib.Path(flags.replay_dir or demo.default_dir(flags.environment_name))
     names = (
       'shards', 'max_rows_per_shard', 'first_fraction', 'max_random_transitions',
@@ -192,8 +204,8 @@ def load_logs(config: Config, trained: Trained) -> replay.ReplayData | None:
   logs = replay.Logs(
     replay_dir,
     num_actions=trained.environment.action_spec().num_values,
-    cache_dir=replay.cache_dir(flags.replay_cache_dir),
-    memory_gb=flags.replay_memory_gb,
+    cache_dir=replay.cache_dir(getattr(flags, 'replay_cache_dir', None)),
+    memory_gb=getattr(flags, 'replay_memory_gb', None),
     **chosen,
   )
   return logs.resident(1, 1)

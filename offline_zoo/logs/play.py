@@ -1,0 +1,140 @@
+"""Plays games by agent steps, as the public data was logged, in several processes.
+
+What `parts.run_loop`, `atari_env` and `processors` do a raw frame at a time, for whoever needs only
+what is logged: pixels are read and pooled where they count, which is several times as fast.
+"""
+
+import atexit
+import collections
+import concurrent.futures
+import functools
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Generator, Iterable
+from typing import TypeVar
+
+import numpy as np
+
+from offline_zoo import atari_data, atari_env, processors
+
+# As `parts.run_loop` cuts episodes.
+MAX_STEPS_PER_EPISODE = 27_000
+
+Item = TypeVar('Item')
+Result = TypeVar('Result')
+
+
+class Game:
+  """A game played by agent steps of four frames: Dopamine's preprocessing, bit for bit.
+
+  Attributes:
+    emulator: ale-py's.
+    num_actions: the size of the minimal action set.
+    screens: [2, 210, 160] uint8 in most games, a step's last two raw frames.
+    frame: [84, 84] uint8, what the last step led to; means nothing after an episode's end.
+  """
+
+  def __init__(
+    self,
+    environment_name: str,
+    sticky_action_probability: float = 0.25,
+    rom_dir: str | os.PathLike | None = None,
+  ):
+    """Starts the emulator; the arguments and errors are those of `atari_env.AtariEnv`."""
+    self._environment = atari_env.AtariEnv(
+      environment_name,
+      sticky_action_probability=sticky_action_probability,
+      rom_dir=rom_dir,
+      seed=0,
+    )
+    self.emulator = self._environment.emulator
+    self._actions = self.emulator.getMinimalActionSet()
+    self.num_actions = len(self._actions)
+    self.screens = np.zeros((2, *self.emulator.getScreenDims()), np.uint8)
+
+  def start(self, seed: int) -> None:
+    """Begins an episode that is a function of this seed and of the actions."""
+    self._environment.seed(seed)
+    self.frame = processors.resize(self._environment.reset().observation)
+    self._stack = [np.zeros_like(self.frame)] * (atari_data.STACK_SIZE - 1) + [self.frame]
+    self._num_steps = 0
+
+  def step(self, action: int) -> tuple[float, bool]:
+    """Plays an agent step; returns the raw reward and whether the episode ended."""
+    reward = 0.0
+    for repeat in range(-atari_data.NUM_ACTION_REPEATS, 0):
+      reward += self.emulator.act(self._actions[action])
+      if self.emulator.game_over(with_truncation=False):
+        return reward, True
+      if repeat >= -2:
+        self.emulator.getScreenGrayscale(self.screens[repeat])
+    self.frame = processors.resize(np.maximum(*self.screens))
+    self._stack = [*self._stack[1:], self.frame]
+    self._num_steps += 1
+    return reward, self._num_steps == MAX_STEPS_PER_EPISODE
+
+  def observation(self) -> np.ndarray:
+    """Stacks the last frames as a network sees them: [84, 84, 4] uint8, newest last."""
+    return np.stack(self._stack, axis=-1)
+
+  def ram(self) -> np.ndarray:
+    """Reads the console's memory, [128] uint8."""
+    return self._environment.ram()
+
+
+@functools.lru_cache
+def game(
+  environment_name: str,
+  sticky_action_probability: float,
+  rom_dir: str | os.PathLike | None = None,
+) -> Game:
+  """Makes a `Game`, once: starting an emulator takes as long as playing a quarter of an episode."""
+  return Game(environment_name, sticky_action_probability, rom_dir)
+
+
+atexit.register(game.cache_clear)  # ale-py complains of emulators left over
+
+
+def _start_worker() -> None:
+  signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+
+  def end_with_parent() -> None:  # also when it is killed
+    if parent := multiprocessing.parent_process():
+      parent.join()
+    os._exit(1)
+
+  threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def in_processes(
+  function: Callable[[Item], Result], items: Iterable[Item], num_processes: int
+) -> Generator[Result, None, None]:
+  """Applies a function to items in several processes; yields results in order.
+
+  Some are made ahead of the caller. The number of processes has no influence on results.
+
+  Args:
+    function: can be pickled.
+    items: may be endless.
+    num_processes: at least 1.
+
+  Raises:
+    OSError: a process was killed.
+  """
+  executor = concurrent.futures.ProcessPoolExecutor(
+    num_processes, multiprocessing.get_context('spawn'), _start_worker
+  )
+  try:
+    pending: collections.deque[concurrent.futures.Future[Result]] = collections.deque()
+    for item in items:
+      pending.append(executor.submit(function, item))
+      if len(pending) == 2 * num_processes:
+        yield pending.popleft().result()
+    while pending:
+      yield pending.popleft().result()
+  except concurrent.futures.process.BrokenProcessPool as error:
+    raise OSError(f'a process that played was killed; is memory short? {error}') from error
+  finally:
+    executor.shutdown(cancel_futures=True)

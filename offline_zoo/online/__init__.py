@@ -1,0 +1,1 @@
+"""Online learning: agents that act, log what they do, and learn from it."""

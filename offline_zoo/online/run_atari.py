@@ -1,0 +1,235 @@
+"""Lets an agent learn online: it plays, records what it plays, and learns from its last play.
+
+  python -m offline_zoo.online.run_atari --agent=dqn --environment_name=freeway
+
+Beside the CSV, config.json and checkpoints of every run it leaves all that was played, as recorded
+play, of which logs/recorded.py makes shards to learn from offline.
+"""
+
+import dataclasses
+import importlib
+import os
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from absl import logging
+
+from offline_zoo import atari_env, parts, program, replay, results
+from offline_zoo.logs import recorded
+
+from . import growing_replay, learner
+
+AGENTS = ('dqn', 'qrdqn', 'rem', 'c51', 'random')
+RECORDING = 'recorded.play'  # beside the CSV
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """The experiment. Each field is a flag, and its comment the help.
+
+  "Dopamine" is its DQN as its dqn_icml.gin sets it (Castro et al. 2018), which the DQN Replay
+  Dataset was logged with, but for a final epsilon of 0.01.
+  """
+
+  # Game and agent
+
+  environment_name: str = 'pong'  # snake_case name of a game, see atari_data.py
+  agent: str = 'dqn'  # dqn, qrdqn, rem or c51, as its directory has it; or random
+  agent_flags: str | None = None  # other values than its run_atari has: '--n_step=5 --discount=0.9'
+
+  # Results
+
+  results_csv_path: str | None = None  # default: runs/online_<agent>/<game>/<seed>/results.csv
+  checkpoint_dir: str | None = None  # default: checkpoint, beside the CSV
+  keep_checkpoints: str = 'last'  # two; best: also that of the best evaluation; all: every one
+  tensorboard_dir: str | None = None  # gets the CSV's columns too, in online_<agent>/<game>/<seed>
+  video_dir: str | None = None  # gets an evaluation episode an iteration, likewise
+  log_probabilities: bool = False  # records which actions were the policy's own, too
+
+  # Protocol
+
+  seed: int = 1  # of initialisation, play, sampling and evaluation
+  num_iterations: int = 200  # Dopamine
+  num_updates_per_iteration: int = 62_500  # gradient updates; Dopamine
+  eval_steps: int = 125_000  # agent steps after each iteration, in whole episodes; Dopamine
+  eval_epsilon: float = 0.001  # probability of a random action in evaluation; Dopamine
+  sticky_action_probability: float = 0.25  # per emulator frame; Machado et al. 2018
+  rom_dir: str | None = None  # of ROMs to play, see roms.py; default: the emulator's own
+
+  # Acting
+
+  steps_per_update: int = 4  # agent steps; Dopamine
+  replay_capacity: int = 1_000_000  # rows, 7,062 bytes each, blank ones included; Dopamine
+  warmup_steps: int = 20_000  # agent steps, all random, before the first update's; Dopamine
+  epsilon_decay_steps: int = 250_000  # agent steps from epsilon 1 to the final one; Dopamine
+  final_epsilon: float = 0.01  # probability of a random action; Dopamine
+
+  # Machine
+
+  num_processes: int = min(os.cpu_count() or 1, 8)  # that play again what a resumed run has played
+  jax_platform_name: str | None = None  # cpu or cuda; default: JAX's choice
+  debug: bool = False  # tracebacks for errors
+
+  def __post_init__(self):
+    program.check_run(self)
+    program.check(self, 'agent', self.agent in AGENTS, ', '.join(AGENTS))
+    program.check_positive(
+      self, 'steps_per_update', 'replay_capacity', 'warmup_steps', 'epsilon_decay_steps',
+      'num_processes',
+    )  # fmt: skip
+    program.check_in_unit_interval(self, 'final_epsilon')
+    agents = agent_config(self)
+    least = 4 + (agents.n_step if agents else 1)  # with fewer, there is nothing to sample
+    program.check(self, 'warmup_steps', self.warmup_steps >= least, f'{least} or more')
+    least = max(least, growing_replay.ROWS_PER_EPISODE)
+    program.check(self, 'replay_capacity', self.replay_capacity >= least, f'{least} or more')
+
+
+class _RandomState(NamedTuple):
+  """What a `_Random` learns: nothing."""
+
+  online_params: dict
+  num_updates: jax.Array  # [] int32
+
+
+class _Random:
+  """The functions of an agent that acts at random and learns nothing."""
+
+  def __init__(self, num_actions: int):
+    self._num_actions = num_actions
+
+  def initial_state(self, rng_key: jax.Array) -> _RandomState:
+    del rng_key
+    return _RandomState({}, jnp.zeros((), jnp.int32))
+
+  def update(self, state: _RandomState, data: replay.ReplayData) -> tuple[_RandomState, dict]:
+    del data
+    return state._replace(num_updates=state.num_updates + 1), {}
+
+  def act(self, online_params: dict, rng_key: jax.Array, s_t: jax.Array) -> tuple:
+    del online_params, s_t
+    rng_key, action_key = jax.random.split(rng_key)
+    return rng_key, jax.random.randint(action_key, (), 0, self._num_actions), jnp.zeros(())
+
+
+# Flags of an agent's experiment that choose logs.
+_OF_LOGS = (
+  'replay_dir', 'shards', 'max_rows_per_shard', 'min_episode_return', 'top_fraction',
+  'replay_cache_dir', 'replay_memory_gb',
+)  # fmt: skip
+
+
+def agent_config(config: Config) -> Any:
+  """Makes the Config of the agent, with --agent_flags; None for random play, which has none.
+
+  Raises:
+    ValueError: one is unknown, has a bad value, or is no agent's business here.
+  """
+  if config.agent == 'random':
+    program.check(config, 'agent_flags', not config.agent_flags, 'none for random play')
+    return None
+  config_class = importlib.import_module(f'offline_zoo.{config.agent}.run_atari').Config
+  try:
+    agents = program.parse_config(config_class, config.agent_flags or '')
+    for field in dataclasses.fields(config_class):
+      if getattr(agents, field.name) != field.default:
+        foreign = field.name in _OF_LOGS or hasattr(config, field.name)
+        program.check(agents, field.name, not foreign, "only what is the agent's own")
+  except ValueError as error:
+    raise ValueError(f'--agent_flags: {program.first_line(error)}') from error
+  return dataclasses.replace(agents, seed=config.seed, eval_epsilon=config.eval_epsilon)
+
+
+def make_agent(config: Config, num_actions: int, data: Any = None) -> Any:
+  """Makes the agent as the flags say, at the beginning of its learning.
+
+  Args:
+    config: the flags.
+    num_actions: the size of the game's action set.
+    data: what to learn from, if it is to learn by itself.
+
+  Raises:
+    ValueError: it is random play, which learns nothing.
+  """
+  program.check(config, 'agent', config.agent != 'random', 'one that learns')
+  module = importlib.import_module(f'offline_zoo.{config.agent}.run_atari')
+  return module.make_agent(agent_config(config), num_actions, data)
+
+
+def make_learner(config: Config, num_actions: int) -> learner.OnlineLearner:
+  """Makes the learner as the flags say, at the beginning of its learning.
+
+  Args:
+    config: the flags.
+    num_actions: the size of the game's action set.
+  """
+  settings: dict[str, Any] = {'n_step': 1, 'discount': 0.0, 'max_abs_reward': None}
+  if config.agent == 'random':
+    agent: Any = _Random(num_actions)
+    greedy, final_epsilon = agent, 1.0
+  else:
+    agent = make_agent(config, num_actions)
+    greedy = make_agent(dataclasses.replace(config, eval_epsilon=0.0), num_actions)
+    final_epsilon = config.final_epsilon
+    settings = {name: getattr(agent_config(config), name) for name in settings}
+  return learner.OnlineLearner(
+    agent=agent,
+    greedy_act=greedy.act,
+    header=recorded.make_header(
+      config.environment_name,
+      config.sticky_action_probability,
+      config.log_probabilities,
+      config.rom_dir,
+    ),
+    schedule=learner.Schedule(
+      config.warmup_steps, config.epsilon_decay_steps, final_epsilon, config.steps_per_update
+    ),
+    replay_capacity=config.replay_capacity,
+    **settings,
+    rom_dir=config.rom_dir,
+    seed=config.seed,
+  )
+
+
+def main(config: Config) -> None:
+  """Runs the experiment, or what is left of it."""
+  run = results.Results(config, agent_name=f'online_{config.agent}')
+
+  def make_environment(seed: int) -> atari_env.AtariEnv:
+    return atari_env.AtariEnv(
+      config.environment_name,
+      sticky_action_probability=config.sticky_action_probability,
+      rom_dir=config.rom_dir,
+      seed=seed,
+    )
+
+  agent = make_learner(config, make_environment(seed=0).action_spec().num_values)
+  recording = run.directory / RECORDING
+
+  progress = run.resume(agent, None)
+  logging.info('Recording: %s', recording)
+
+  def save() -> None:
+    # First the recording, which may hold more than the checkpoint knows of.
+    results.write_atomically(recording, agent.recording(), f'.{RECORDING}.partial')
+    run.save(agent, progress)
+
+  agent.start(recording, config.num_processes)
+  with parts.StopSignal() as stop:  # SIGTERM and Ctrl-C leave the block at the next good moment
+    while progress.iteration <= config.num_iterations:
+      parts.learn_iteration(agent, progress, config.num_updates_per_iteration, stop)
+      environment_seed, act_key = parts.evaluation_seed(config.seed, progress.iteration)
+      environment = make_environment(environment_seed)
+      evaluation = parts.evaluate(
+        agent, environment, config.eval_steps, act_key, stop, run.video_path
+      )
+      evaluation['frame'] = 4 * agent.num_steps
+      progress.finish_iteration(config, evaluation, agent.take_mean_return())
+      save()
+  if stop.requested:
+    save()  # what was played and learnt in the iteration under way
+
+
+if __name__ == '__main__':
+  program.run(main, Config)

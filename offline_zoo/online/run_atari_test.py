@@ -1,0 +1,312 @@
+"""Tests of online runs: what they leave, how they go on, and what their recordings hold."""
+
+import csv
+import itertools
+import json
+import os
+import pathlib
+import signal
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from offline_zoo import atari_env, networks, parts, processors, replay, results, testing
+from offline_zoo.logs import dqn_replay, play, recorded
+from offline_zoo.online import learner, run_atari
+from offline_zoo.studies import evaluate
+
+TIMING_COLUMNS = ('updates_per_second', 'eval_frame_rate', 'seconds')
+AGENTS = [agent for agent in run_atari.AGENTS if agent != 'random']
+
+
+def here(function, items, num_processes):
+  del num_processes
+  yield from map(function, items)
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+  monkeypatch.setattr(networks, 'nature_torso', testing.small_torso)
+  monkeypatch.setattr(parts, 'MAX_UPDATES_PER_CHUNK', 5)
+  monkeypatch.setattr(play, 'in_processes', here)
+
+
+def make_settings(directory, **changes) -> dict:
+  """A run of four episodes or so of random-looking play, in a replay that forgets."""
+  return {
+    'environment_name': 'breakout',
+    'results_csv_path': str(directory / 'run' / 'results.csv'),
+    'seed': 3,
+    'num_iterations': 3,
+    'num_updates_per_iteration': 50,
+    'eval_steps': 1,
+    'eval_epsilon': 1.0,
+    'replay_capacity': 400,
+    'warmup_steps': 100,
+    'epsilon_decay_steps': 300,
+    'final_epsilon': 0.5,
+    'log_probabilities': True,
+    'agent_flags': '--batch_size=4 --target_network_update_period=7',
+    **changes,
+  }
+
+
+def run(settings: dict) -> None:
+  run_atari.main(run_atari.Config(**settings))
+
+
+def rows(settings: dict) -> list[dict[str, str]]:
+  with open(settings['results_csv_path'], newline='') as file:
+    return [
+      {name: value for name, value in row.items() if name not in TIMING_COLUMNS}
+      for row in csv.DictReader(file)
+    ]
+
+
+def recording(settings: dict) -> pathlib.Path:
+  return pathlib.Path(settings['results_csv_path']).with_name('recorded.play')
+
+
+def learnt(settings: dict) -> learner.OnlineState:
+  saved = results.checkpoints.Checkpoints(
+    pathlib.Path(settings['results_csv_path']).with_name('checkpoint')
+  )
+  return saved.restore().arrays
+
+
+@pytest.fixture(scope='module')
+def undisturbed(tmp_path_factory):
+  """A run's settings and what it played: each row, as the replay was given it."""
+  settings = make_settings(tmp_path_factory.mktemp('undisturbed'))
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(networks, 'nature_torso', testing.small_torso)
+    patch.setattr(parts, 'MAX_UPDATES_PER_CHUNK', 5)
+    patch.setattr(play, 'in_processes', here)
+    played = []
+    replay_class = learner.growing_replay.GrowingReplay
+    add = replay_class.add
+    patch.setattr(replay_class, 'add', lambda self, *row: (played.append(row), add(self, *row))[1])
+    run(settings)
+  return settings, played
+
+
+def test_results(undisturbed):
+  settings, played = undisturbed
+  table = rows(settings)
+  assert [int(row['num_updates']) for row in table] == [50, 100, 150]
+  assert [int(row['frame']) for row in table] == [4 * (100 + 4 * n) for n in (50, 100, 150)]
+  assert len(played) == 100 + 4 * 150
+  returns = np.array([reward for _, _, reward, _ in played])
+  ends = np.flatnonzero([ended for *_, ended in played]) + 1
+  assert len(ends) >= 3
+  of_iteration = [[], [], []]
+  for start, end in itertools.pairwise([0, *ends]):
+    of_iteration[max(0, end - 101) // 200].append(returns[start:end].sum())
+  for row, expected in zip(table, of_iteration, strict=True):
+    assert row['dataset_episode_return'] == (str(np.mean(expected)) if expected else '')
+  epsilons = [float(row['epsilon']) for row in table]
+  assert 1 >= epsilons[0] > epsilons[1] > epsilons[2] >= 0.5
+  config = json.loads(recording(settings).with_name('config.json').read_text())
+  assert config['agent'] == 'online_dqn'
+
+
+def test_the_recording_is_what_was_played(undisturbed, tmp_path):
+  """And a slow loop of raw frames, with the recorded seeds and actions, sees the same."""
+  settings, played = undisturbed
+  recorded.expand(recording(settings), tmp_path / 'logs', 10_000, 1)
+  shard = dqn_replay.open_shards(tmp_path / 'logs')[0].read()
+  shown = shard.observation[: shard.num_rows].any(axis=(1, 2))
+  columns = (shard.observation, shard.action, shard.reward, shard.terminal)
+  for column, want in zip(columns, zip(*played, strict=True), strict=True):
+    np.testing.assert_array_equal(column[: shard.num_rows][shown], want)
+  # The episode under way is there, without an end.
+  _, episodes = recorded.read(recording(settings))
+  episodes = [*episodes]
+  assert [episode.ended for episode in episodes] == [True] * (len(episodes) - 1) + [False]
+  row = 0
+  for episode in episodes:
+    environment = atari_env.AtariEnv('breakout', seed=episode.seed)
+    processor = processors.AtariProcessor()
+    answer = processor(environment.reset())
+    for action in episode.actions:
+      np.testing.assert_array_equal(answer.observation[..., -1], played[row][0])
+      answer = None
+      while answer is None:
+        answer = processor(environment.step(action))
+      assert answer.reward == played[row][2] and answer.last() == played[row][3]
+      row += 1
+  assert row == len(played)
+  # Our reader takes the shards, with probabilities.
+  data = replay.load(tmp_path / 'logs', num_actions=4, with_probabilities=True)
+  got = np.asarray(data.probabilities)[shown]
+  want = np.concatenate([recorded.probabilities(episode, 4) for episode in episodes])
+  np.testing.assert_array_equal(got, want)
+
+
+def test_actions_are_the_schedules(tmp_path, monkeypatch):
+  """Greedy ones but for epsilon of them: of an agent that always takes action 2."""
+  settings = make_settings(
+    tmp_path, warmup_steps=200, epsilon_decay_steps=1, final_epsilon=0.25, num_iterations=1,
+    num_updates_per_iteration=250,
+  )  # fmt: skip
+  config = run_atari.Config(**settings)
+  agent = run_atari.make_learner(config, 4)
+  monkeypatch.setattr(agent, '_greedy_act', lambda *_: (None, jnp.asarray(2), None))
+  agent.start(tmp_path / 'none', 1)
+  agent.learn(250)
+  (tmp_path / 'a.play').write_bytes(agent.recording())
+  counts = {1.0: np.zeros(4), 0.25: np.zeros(4)}
+  for episode in recorded.read(tmp_path / 'a.play')[1]:
+    np.testing.assert_array_equal(episode.choices, episode.actions == 2)
+    counts[episode.epsilon] += np.bincount(episode.actions, minlength=4)
+  assert counts[1.0].sum() >= 200 and sum(map(np.sum, counts.values())) == 1200
+  np.testing.assert_allclose(counts[1.0] / counts[1.0].sum(), [0.25] * 4, atol=0.12)
+  rates = counts[0.25] / counts[0.25].sum()
+  np.testing.assert_allclose(rates, [0.0625, 0.0625, 0.8125, 0.0625], atol=0.05)
+
+
+def test_epsilon_falls_as_dopamines():
+  schedule = learner.Schedule(20_000, 250_000, 0.01, 4)
+  steps = [0, 20_000, 20_000 + 125_000, 270_000, 10**6]
+  assert [schedule.epsilon(n) for n in steps] == pytest.approx([1, 1, 0.505, 0.01, 0.01])
+
+
+# Resumption, bit for bit.
+
+
+def assert_as_undisturbed(settings: dict, undisturbed) -> None:
+  assert rows(settings) == rows(undisturbed[0])
+  assert recording(settings).read_bytes() == recording(undisturbed[0]).read_bytes()
+  chex.assert_trees_all_equal(learnt(settings), learnt(undisturbed[0]))
+
+
+class Killed(BaseException):
+  """As after SIGKILL, nothing is done any more."""
+
+
+def kill(monkeypatch, owner, name: str, call: int):
+  """Ends the process, so to speak, where a function is called for the n-th time."""
+  function, calls = getattr(owner, name), []
+
+  def killed(*args, **kwargs):
+    calls.append(args)
+    if len(calls) == call:
+      raise Killed
+    return function(*args, **kwargs)
+
+  monkeypatch.setattr(owner, name, killed)
+
+
+def test_a_run_goes_on_where_it_was_stopped(undisturbed, tmp_path, monkeypatch):
+  """After a signal in the midst of an iteration and of an episode; after its end."""
+  settings = make_settings(tmp_path)
+  learn, calls = learner.OnlineLearner.learn, []
+
+  def interrupted(self, n):
+    calls.append(n)
+    if len(calls) in (3, 16):
+      os.kill(os.getpid(), signal.SIGTERM)
+    return learn(self, n)
+
+  monkeypatch.setattr(learner.OnlineLearner, 'learn', interrupted)
+  run(settings)
+  assert len(calls) == 3 and not os.path.exists(settings['results_csv_path'])
+  assert recorded.verify(recording(settings), 1)[1] == 100 + 4 * 15
+  run({**settings, 'num_iterations': 2})
+  assert len(calls) == 16 and len(rows(settings)) == 1
+  run({**settings, 'num_iterations': 2})
+  assert len(rows(settings)) == 2
+  run(settings)
+  assert_as_undisturbed(settings, undisturbed)
+
+
+@pytest.mark.parametrize(
+  'owner, name, call',
+  [
+    (learner.OnlineLearner, '_play_step', 350),  # in the second iteration
+    (run_atari.results, 'write_atomically', 4),  # between the second recording's and checkpoint
+    (results.Results, 'save', 1),  # the recording is there, and no checkpoint
+    (results.Results, 'save', 2),
+    (results.Results, '_write_rows', 3),
+  ],
+)
+def test_a_kill(undisturbed, tmp_path, owner, name: str, call: int):
+  settings = make_settings(tmp_path)
+  with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+    kill(patch, owner, name, call)
+    run(settings)
+  run(settings)
+  assert_as_undisturbed(settings, undisturbed)
+
+
+@pytest.mark.parametrize('agent', AGENTS)
+def test_every_agent_learns_and_goes_on(agent: str, tmp_path):
+  settings = make_settings(tmp_path, agent=agent, num_updates_per_iteration=5, num_iterations=2)
+  run(settings)
+  other = make_settings(tmp_path / 'other', **{**settings, 'num_iterations': 1})
+  other['results_csv_path'] = str(tmp_path / 'other' / 'results.csv')
+  run(other)
+  run({**other, 'num_iterations': 2})
+  assert_as_undisturbed(other, (settings,))
+  assert float(rows(settings)[-1]['loss']) > 0
+  # Its checkpoint is one that can be evaluated and played from.
+  trained = evaluate.restore(recording(settings).with_name('checkpoint'))
+  assert (trained.name, trained.num_updates) == (f'online_{agent}', 10)
+  _, greedy, _ = trained.agent.act(
+    trained.agent.get_state().online_params, jax.random.PRNGKey(0), np.zeros((84, 84, 4), np.uint8)
+  )
+  assert 0 <= greedy < 4
+
+
+def test_random_play(tmp_path):
+  settings = make_settings(
+    tmp_path, agent='random', agent_flags=None, num_updates_per_iteration=20, num_iterations=1
+  )
+  run(settings)
+  (row,) = rows(settings)
+  assert row['epsilon'] == '1.0' and 'loss' not in row
+  assert recorded.verify(recording(settings), 1)[1] == 180
+
+
+# Bad input.
+
+
+def test_a_recording_that_is_not_the_runs(tmp_path):
+  settings = make_settings(tmp_path, num_iterations=1)
+  run(settings)
+  path, content = recording(settings), recording(settings).read_bytes()
+  more = {**settings, 'num_iterations': 2}
+  path.unlink()
+  with pytest.raises(FileNotFoundError, match=r'recorded\.play: no such recording'):
+    run(more)
+  path.write_bytes(content[: content.index(b'\n') + 1])
+  with pytest.raises(ValueError, match=r'recorded\.play: expected at least one block'):
+    run(more)
+
+
+@pytest.mark.parametrize(
+  'changes, message',
+  [
+    ({'agent': 'ddpg'}, '--agent=ddpg: expected dqn, qrdqn, rem, c51, random'),
+    ({'agent_flags': '--n_stp=3'}, '--agent_flags: Unknown command line flag'),
+    ({'agent_flags': '--n_step=x'}, '--agent_flags: flag --n_step=x'),
+    ({'agent_flags': '--n_step=0'}, '--agent_flags: --n_step=0: expected more than 0'),
+    ({'agent_flags': 'n_step=2'}, '--agent_flags: expected flags only, got n_step=2'),
+    ({'agent_flags': '--seed=2'}, "--agent_flags: --seed=2: expected only what is the agent's"),
+    ({'agent_flags': '--shards=2'}, '--agent_flags: --shards='),
+    ({'agent': 'random'}, '--agent_flags=.*none for random play'),
+    ({'replay_capacity': 63}, '--replay_capacity=63: expected'),
+    ({'warmup_steps': 3}, '--warmup_steps=3: expected'),
+    ({'final_epsilon': 2.0}, '--final_epsilon'),
+    ({'steps_per_update': 0}, '--steps_per_update=0'),
+    ({'seed': -1}, '--seed=-1'),
+    ({'environment_name': 'brekout'}, "unknown game 'brekout'"),
+  ],
+)
+def test_bad_flags_are_named(tmp_path, changes, message):
+  with pytest.raises(ValueError, match=message):
+    run(make_settings(tmp_path, **changes))
+  assert not list(tmp_path.iterdir())
