@@ -1,15 +1,17 @@
 """Tests for demo.py and demo_policies.py: real play, logged as the format asks."""
 
+import dataclasses
 import os
 import subprocess
 import sys
-import types
 
 import numpy as np
 import pytest
 
-from offline_zoo import atari_env, parts, processors, replay
-from offline_zoo.logs import demo, dqn_replay
+from offline_zoo import atari_env, networks, parts, processors, replay, testing
+from offline_zoo.dqn import run_atari
+from offline_zoo.logs import demo, dqn_replay, play, recorded
+from offline_zoo.studies import evaluate
 
 
 def directory_bytes(directory) -> dict[str, bytes]:
@@ -26,7 +28,7 @@ def test_logs_are_the_episodes_row_by_row_and_reproducible(tmp_path):
   }
   index = 0
   while len(want['action']) < 1000:
-    episode = demo.play_episode(config, index)
+    _, episode = demo.play_episode(config, index)
     blank = np.zeros((3, 84, 84), np.uint8)
     want['observation'] += [*blank, *episode.frames]
     want['action'] += [0, 0, 0, *episode.actions]
@@ -59,7 +61,7 @@ def test_logs_are_the_episodes_row_by_row_and_reproducible(tmp_path):
 def test_a_logged_episode_is_what_the_emulator_plays_again():
   """The logged actions, played again, give the logged frames, rewards and end."""
   config = demo.Config(environment_name='breakout', policy='random', seed=5)
-  episode = demo.play_episode(config, 3)
+  _, episode = demo.play_episode(config, 3)
   rng = np.random.default_rng((5, 3))
   environment = atari_env.AtariEnv('breakout', seed=int(rng.integers(2**31)))
   processor = processors.AtariProcessor()
@@ -76,64 +78,132 @@ def test_a_logged_episode_is_what_the_emulator_plays_again():
 
 
 @pytest.mark.parametrize('game, max_epsilon', [('pong', 0.03), ('breakout', 0.2)])
-def test_rates_of_random_actions_spread_over_the_episodes(game, max_epsilon, monkeypatch):
-  """So that play is from poor to good; and the emulator's own chance is as the flag says."""
-  epsilons, probabilities = [], []
-
-  def record(emulator, policy, epsilon, rng):
-    assert policy is not None
-    epsilons.append(epsilon)
-    return types.SimpleNamespace(episode=lambda: None)
-
-  def make_environment(name, *, sticky_action_probability, seed):
-    probabilities.append(sticky_action_probability)
-    return types.SimpleNamespace(seed=lambda seed: None)
-
-  monkeypatch.setattr(demo, '_Recorder', record)
-  monkeypatch.setattr(demo, '_make_environment', make_environment)
-  monkeypatch.setattr(parts, 'run_loop', lambda *_: iter([]))
-  for index in range(100):
-    demo.play_episode(demo.Config(environment_name=game), index)
+def test_rates_of_random_actions_spread_over_the_episodes(game, max_epsilon):
+  """So that play is from poor to good."""
+  config = demo.Config(environment_name=game)
+  policies = [demo._make_policy(config, np.random.default_rng((1, i))) for i in range(100)]
+  assert None not in [policy for policy, _ in policies]
+  epsilons = [epsilon for _, epsilon in policies]
   # The least and the largest of 100 uniform draws.
   assert 0 <= min(epsilons) < 0.1 * max_epsilon and 0.9 * max_epsilon < max(epsilons) <= max_epsilon
   assert np.mean(epsilons) == pytest.approx(max_epsilon / 2, rel=0.2)
-  assert probabilities == [0.25] * 100
+  fixed = demo.Config(environment_name=game, epsilon=0.3)
+  assert demo._make_policy(fixed, np.random.default_rng(0))[1] == 0.3
 
 
-def test_random_actions_are_as_often_as_they_should_be():
-  """Of a policy that always serves, at a rate of 0.4 over four actions: 0.3 others."""
-  environment = atari_env.AtariEnv('breakout', seed=0)
-  recorder = demo._Recorder(environment, lambda ram: 1, 0.4, np.random.default_rng(0))
-  loop = parts.run_loop(recorder, environment)
-  for _ in zip(range(4000), loop, strict=False):
-    pass
-  rates = np.bincount(recorder._actions, minlength=4) / len(recorder._actions)
-  np.testing.assert_allclose(rates, [0.1, 0.7, 0.1, 0.1], atol=0.05)
+def test_the_emulators_chance_is_as_the_flag_says(monkeypatch):
+  made = []
+
+  def game(*arguments):
+    made.append(arguments)
+    raise ZeroDivisionError
+
+  monkeypatch.setattr(play, 'game', game)
+  with pytest.raises(ZeroDivisionError):
+    demo.play_episode(demo.Config(sticky_action_probability=0.125), 0)
+  assert made == [('pong', 0.125)]
+
+
+def always_one(monkeypatch, epsilon: float) -> None:
+  monkeypatch.setattr(demo, '_make_policy', lambda *_: (lambda game: 1, epsilon))
+
+
+def test_random_actions_are_as_often_as_they_should_be(monkeypatch):
+  """Of a policy that always presses FIRE, at a rate of 0.4 over six actions: a third others."""
+  always_one(monkeypatch, 0.4)
+  monkeypatch.setattr(play, 'MAX_STEPS_PER_EPISODE', 700)
+  actions = np.concatenate([demo.play_episode(demo.Config(), i)[1].actions for i in range(3)])
+  rates = np.bincount(actions, minlength=6) / len(actions)
+  np.testing.assert_allclose(rates, [1 / 15, 2 / 3, *[1 / 15] * 4], atol=0.03)
 
 
 def test_probabilities_are_of_the_policy_mixed_with_random_actions(monkeypatch):
   """With a policy that always takes action 1, in an episode cut short."""
-  loop = parts.run_loop
-  monkeypatch.setattr(parts, 'run_loop', lambda *args: loop(*args, max_frames_per_episode=4000))
-  policies = {'pong': (lambda: lambda ram: 1, 0.8)}
-  monkeypatch.setattr(demo.demo_policies, 'POLICIES', policies)
-  episode = demo.play_episode(demo.Config(), 7)
-  rng = np.random.default_rng((1, 7))
-  rng.integers(2**31)
-  epsilon = rng.uniform(0.0, 0.8)
-  assert epsilon > 0.1
-  chosen = episode.actions == 1
-  want = np.where(chosen, 1 - epsilon + epsilon / 6, epsilon / 6)
-  np.testing.assert_allclose(episode.probs, want, rtol=1e-6)
+  always_one(monkeypatch, 0.5)
+  monkeypatch.setattr(play, 'MAX_STEPS_PER_EPISODE', 500)
+  episode, rows = demo.play_episode(demo.Config(), 7)
+  chosen = rows.actions == 1
+  want = np.where(chosen, 0.5 + 0.5 / 6, 0.5 / 6)
+  np.testing.assert_allclose(rows.probs, want, rtol=1e-6)
   # Random draws of the policy's action count as it.
-  assert np.mean(chosen) == pytest.approx(1 - epsilon + epsilon / 6, abs=0.05)
+  assert np.mean(chosen) == pytest.approx(0.5 + 0.5 / 6, abs=0.06)
+  np.testing.assert_array_equal(episode.choices, chosen)
+  np.testing.assert_array_equal(episode.actions, rows.actions)
 
 
 def test_an_episode_cut_at_the_limit_is_logged_as_ended(monkeypatch):
-  loop = parts.run_loop
-  monkeypatch.setattr(parts, 'run_loop', lambda *args: loop(*args, max_frames_per_episode=400))
-  episode = demo.play_episode(demo.Config(), 0)
-  assert episode.terminals.tolist() == [0] * 99 + [1]
+  monkeypatch.setattr(play, 'MAX_STEPS_PER_EPISODE', 100)
+  _, rows = demo.play_episode(demo.Config(), 0)
+  assert rows.terminals.tolist() == [0] * 99 + [1]
+
+
+# What a trained agent plays.
+
+
+@pytest.fixture(scope='module')
+def checkpoint(tmp_path_factory):
+  """The checkpoints of a run on Breakout that has made one update."""
+  directory = tmp_path_factory.mktemp('trained')
+  testing.write_noise(directory / 'logs', 1)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(networks, 'nature_torso', testing.small_torso)
+    config = run_atari.Config(
+      environment_name='breakout', replay_dir=str(directory / 'logs'), replay_cache_dir='none',
+      results_csv_path=str(directory / 'results.csv'), num_iterations=1,
+      num_updates_per_iteration=1, eval_steps=1, eval_epsilon=1.0,
+    )  # fmt: skip
+    run_atari.main(config)
+  return str(directory / 'checkpoint')
+
+
+@pytest.fixture
+def small(monkeypatch):
+  monkeypatch.setattr(networks, 'nature_torso', testing.small_torso)
+  monkeypatch.setattr(play, 'in_processes', lambda f, items, n: (f(item) for item in items))
+  monkeypatch.setattr(play, 'MAX_STEPS_PER_EPISODE', 300)
+  demo._trained_policy.cache_clear()
+
+
+def test_a_trained_agents_play_is_what_it_does_frame_by_frame(small, checkpoint):
+  config = demo.Config(environment_name='breakout', policy_checkpoint=checkpoint)
+  recording, rows = demo.play_episode(config, 2)
+  assert recording.epsilon == 0 and recording.choices.all() and (rows.probs == 1).all()
+  agent = evaluate.restore(checkpoint, eval_epsilon=0.0).agent
+  actions, limit = [], 4 * len(rows.actions)
+  loop = parts.run_loop(agent, atari_env.AtariEnv('breakout', seed=recording.seed), limit)
+  for frame, (_, timestep, _, action) in enumerate(loop):
+    if timestep.last():
+      break
+    if frame % 4 == 0:
+      actions.append(action)
+  np.testing.assert_array_equal(rows.actions, actions)
+  assert len(actions) > 100
+
+
+def test_a_trained_agents_logs(small, checkpoint, tmp_path):
+  """At half of its actions random, with their probabilities; as shards and as recorded play."""
+  config = demo.Config(
+    environment_name='breakout', policy_checkpoint=checkpoint, epsilon=0.5, num_transitions=400,
+    recorded_path=str(tmp_path / 'a.play'), num_processes=1,
+  )  # fmt: skip
+  demo.main(config)
+  assert recorded.verify(tmp_path / 'a.play', 1)[1] >= 400
+  demo.write_logs(config, tmp_path / 'logs')
+  shard = dqn_replay.ShardFiles(tmp_path / 'logs', 0).read()
+  assert set(np.unique(shard.prob)) == {0, 0.125, 0.625}
+  with pytest.raises(FileExistsError, match='--recorded_path='):
+    demo.main(config)
+  for changes, message in (
+    ({'environment_name': 'pong'}, '--policy_checkpoint=.*expected an agent of pong, not breakout'),
+    ({'policy': 'random'}, '--policy=random: expected none beside'),
+    ({'epsilon': 1.5}, '--epsilon=1.5'),
+    ({'policy_checkpoint': None, 'policy': 'random'}, '--epsilon=0.5: expected nothing'),
+  ):
+    with pytest.raises(ValueError, match=message):
+      demo.write_logs(dataclasses.replace(config, **changes), tmp_path / 'other')
+  with pytest.raises(FileNotFoundError, match='there is no checkpoint'):
+    demo.write_logs(dataclasses.replace(config, policy_checkpoint='/none'), tmp_path / 'other')
+  assert sorted(path.name for path in tmp_path.iterdir()) == ['a.play', 'logs']
 
 
 @pytest.mark.parametrize(

@@ -156,12 +156,12 @@ def test_nothing_is_written_of_what_does_not_come_out(path, tmp_path):
 @pytest.mark.parametrize('field, value', [('seed', 7), ('ended', True)])
 def test_another_seed_or_end_is_found(path, field: str, value):
   def change(header, episodes):
-    part = {'actions': episodes[0].actions[:120], 'choices': episodes[0].choices[:120]}
-    cut = part | {'checksums': episodes[0].checksums[:3]} if field == 'ended' else {}
+    part = {'actions': episodes[0].actions[:100], 'choices': episodes[0].choices[:100]}
+    cut = part | {'checksums': episodes[0].checksums[:2]} if field == 'ended' else {}
     return header, [episodes[0]._replace(**cut, **{field: value})]
 
   rewrite(path, change)
-  steps = '0 to 49' if field == 'seed' else '100 to 119'
+  steps = '0 to 49' if field == 'seed' else '50 to 99'
   with pytest.raises(ValueError, match=f'episode 0: steps {steps} are not'):
     recorded.verify(path, 1)
 
@@ -257,6 +257,7 @@ def test_a_file_made_by_hand(path):
     (header_line() + episodes_block(lengths=(3,)), 'expected 3 bytes of u1'),
     (header_line() + episodes_block(seeds=(2**31,)), 'seeds below'),
     (header_line() + episodes_block(epsilons=(float('nan'),)), r'rates in \[0, 1\]'),
+    (header_line() + episodes_block((1, 1), (1, 1), (0, 0), (0, 1)), 'episodes that ended'),
     (header_line() + episodes_block(codes=b'\0\4'), 'expected actions 0 to 3, got 4'),
     (header_line() + episodes_block(more=b'\0'), 'nothing after its last step'),
     (header_line() + episodes_block(ended=(0,)) + episodes_block(), 'expected nothing after an ep'),

@@ -168,7 +168,8 @@ class OnlineLearner:
     checksum = 0
     for episode in episodes:
       checksum = _extend(checksum, episode.actions, episode.choices)
-    if (header, len(episodes), checksum) != (self._header, self.num_episodes, self._play_checksum):
+    expected = (self._header, self.num_episodes, self._play_checksum)
+    if (header, len(episodes), checksum) != expected or not all(e.ended for e in episodes):
       raise ValueError(f'{path}: not what the run played up to its checkpoint')
     return episodes
 

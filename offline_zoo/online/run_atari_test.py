@@ -168,6 +168,19 @@ def test_actions_are_the_schedules(tmp_path, monkeypatch):
   np.testing.assert_allclose(rates, [0.0625, 0.0625, 0.8125, 0.0625], atol=0.05)
 
 
+def test_the_greedy_action_is_greedy(tmp_path):
+  """Though evaluation acts at random."""
+  learner = run_atari.make_learner(run_atari.Config(**make_settings(tmp_path)), 4)
+  params = learner.get_state().learner.online_params
+  frames = np.random.default_rng(0).integers(256, size=(84, 84, 4), dtype=np.uint8)
+  keys = jax.random.split(jax.random.PRNGKey(0), 20)
+  greedy, evaluated = (
+    {int(act(params, key, frames)[1]) for key in keys}
+    for act in (learner._greedy_act, learner._act)
+  )
+  assert len(greedy) == 1 and len(evaluated) == 4
+
+
 def test_epsilon_falls_as_dopamines():
   schedule = learner.Schedule(20_000, 250_000, 0.01, 4)
   steps = [0, 20_000, 20_000 + 125_000, 270_000, 10**6]
