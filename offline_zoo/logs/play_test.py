@@ -34,7 +34,7 @@ class Slow:
     return self._action
 
 
-@pytest.mark.parametrize('game_name, seed', [('breakout', 3), ('ms_pacman', 4)])
+@pytest.mark.parametrize('game_name, seed', [('breakout', 1), ('ms_pacman', 4)])
 def test_play_is_the_run_loops(game_name: str, seed: int):
   game = play.Game(game_name)
   actions = np.random.default_rng(seed).integers(game.num_actions, size=2000).tolist()
