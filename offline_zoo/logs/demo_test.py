@@ -60,10 +60,11 @@ def test_logs_are_the_episodes_row_by_row_and_reproducible(tmp_path):
 
 def test_a_logged_episode_is_what_the_emulator_plays_again():
   """The logged actions, played again, give the logged frames, rewards and end."""
-  config = demo.Config(environment_name='breakout', policy='random', seed=5)
+  config = demo.Config(
+    environment_name='breakout', policy='random', seed=5, sticky_action_probability=0.0
+  )
   _, episode = demo.play_episode(config, 3)
-  rng = np.random.default_rng((5, 3))
-  environment = atari_env.AtariEnv('breakout', seed=int(rng.integers(2**31)))
+  environment = atari_env.AtariEnv('breakout', sticky_action_probability=0.0, seed=9)
   processor = processors.AtariProcessor()
   answer = processor(environment.reset())
   for frame, action, reward, terminal, prob in zip(*episode, strict=True):
@@ -165,12 +166,15 @@ def small(monkeypatch):
 
 
 def test_a_trained_agents_play_is_what_it_does_frame_by_frame(small, checkpoint):
-  config = demo.Config(environment_name='breakout', policy_checkpoint=checkpoint)
+  config = demo.Config(
+    environment_name='breakout', policy_checkpoint=checkpoint, sticky_action_probability=0.0
+  )
   recording, rows = demo.play_episode(config, 2)
   assert recording.epsilon == 0 and recording.choices.all() and (rows.probs == 1).all()
   agent = evaluate.restore(checkpoint, eval_epsilon=0.0).agent
   actions, limit = [], 4 * len(rows.actions)
-  loop = parts.run_loop(agent, atari_env.AtariEnv('breakout', seed=recording.seed), limit)
+  environment = atari_env.AtariEnv('breakout', sticky_action_probability=0.0, seed=9)
+  loop = parts.run_loop(agent, environment, limit)
   for frame, (_, timestep, _, action) in enumerate(loop):
     if timestep.last():
       break

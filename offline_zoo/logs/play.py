@@ -1,7 +1,11 @@
 """Plays games by agent steps, as the public data was logged, in several processes.
 
 What `parts.run_loop`, `atari_env` and `processors` do a raw frame at a time, for whoever needs only
-what is logged: pixels are read and pooled where they count, which is several times as fast.
+what is logged: pixels are read where they count.
+
+Actions stick as they do in the emulator (see `atari_env.AtariEnv`): at each frame, with a
+probability, the action of the frame before is repeated. But each episode draws from a generator of
+its own, so that it is the same whatever was played before.
 """
 
 import atexit
@@ -43,29 +47,41 @@ class Game:
     rom_dir: str | os.PathLike | None = None,
   ):
     """Starts the emulator; the arguments and errors are those of `atari_env.AtariEnv`."""
+    if not 0 <= sticky_action_probability <= 1:
+      raise ValueError(
+        f'sticky_action_probability must lie in [0, 1], got {sticky_action_probability}'
+      )
     self._environment = atari_env.AtariEnv(
-      environment_name,
-      sticky_action_probability=sticky_action_probability,
-      rom_dir=rom_dir,
-      seed=0,
+      environment_name, sticky_action_probability=0.0, rom_dir=rom_dir, seed=0
     )
+    self._sticky_action_probability = sticky_action_probability
     self.emulator = self._environment.emulator
     self._actions = self.emulator.getMinimalActionSet()
     self.num_actions = len(self._actions)
     self.screens = np.zeros((2, *self.emulator.getScreenDims()), np.uint8)
+    # To load the ROM again, as a new seed asks of the emulator, takes as long as 150 agent steps.
+    self._first_frame = processors.resize(self._environment.reset().observation)
+    self._first_state = self.emulator.cloneSystemState()
 
   def start(self, seed: int) -> None:
-    """Begins an episode that is a function of this seed and of the actions."""
-    self._environment.seed(seed)
-    self.frame = processors.resize(self._environment.reset().observation)
+    """Begins an episode that is a function of this seed, less than 2^32, and of the actions."""
+    self.emulator.restoreSystemState(self._first_state)
+    self._rng = np.random.RandomState(seed)  # whose numbers NumPy does not change any more
+    self._last_action = self._actions[0]  # to do nothing
+    self.frame = self._first_frame
     self._stack = [np.zeros_like(self.frame)] * (atari_data.STACK_SIZE - 1) + [self.frame]
     self._num_steps = 0
 
   def step(self, action: int) -> tuple[float, bool]:
     """Plays an agent step; returns the raw reward and whether the episode ended."""
     reward = 0.0
-    for repeat in range(-atari_data.NUM_ACTION_REPEATS, 0):
-      reward += self.emulator.act(self._actions[action])
+    sticks = (
+      self._rng.random_sample(atari_data.NUM_ACTION_REPEATS) < self._sticky_action_probability
+    )
+    for repeat, stick in enumerate(sticks.tolist(), -atari_data.NUM_ACTION_REPEATS):
+      if not stick:
+        self._last_action = self._actions[action]
+      reward += self.emulator.act(self._last_action)
       if self.emulator.game_over(with_truncation=False):
         return reward, True
       if repeat >= -2:

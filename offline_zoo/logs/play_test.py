@@ -34,11 +34,27 @@ class Slow:
     return self._action
 
 
+class Sticky:
+  """An environment whose actions stick, frame by frame; without them it draws nothing."""
+
+  def __init__(self, game_name: str, probability: float, seed: int):
+    self._environment = atari_env.AtariEnv(game_name, sticky_action_probability=0.0, seed=7)
+    self._probability, self._rng, self._last = probability, np.random.RandomState(seed), 0
+
+  def reset(self):
+    return self._environment.reset()
+
+  def step(self, action):
+    if self._rng.random_sample() >= self._probability:
+      self._last = action
+    return self._environment.step(self._last)
+
+
 @pytest.mark.parametrize('game_name, seed', [('breakout', 1), ('ms_pacman', 4)])
 def test_play_is_the_run_loops(game_name: str, seed: int):
   game = play.Game(game_name)
   actions = np.random.default_rng(seed).integers(game.num_actions, size=2000).tolist()
-  environment = atari_env.AtariEnv(game_name, seed=seed)
+  environment = Sticky(game_name, 0.25, seed)
   slow = Slow(actions)
   for _, timestep, _, _ in parts.run_loop(slow, environment):
     if timestep.last():
@@ -56,6 +72,32 @@ def test_play_is_the_run_loops(game_name: str, seed: int):
   assert ended and action is actions[len(slow.rewards) - 1]
   assert len(slow.stacks) == len(slow.rewards) > 100
   assert sum(slow.rewards) > 0
+
+
+def test_a_sticky_action_is_as_likely_as_in_the_emulator():
+  """In Freeway the chicken walks up at each frame but those that repeat to do nothing."""
+
+  game = play.Game('freeway', sticky_action_probability=0.6)
+  environment = atari_env.AtariEnv('freeway', sticky_action_probability=0.6, seed=1)
+
+  def rate(ram, play_step) -> float:
+    rows = []
+    for action in [0, 1] * 300:
+      before = int(ram()[14])
+      play_step(action)
+      rows.append(int(ram()[14]) - before)
+    return np.mean(np.array(rows) > 0)
+
+  game.start(1)
+  environment.reset()
+  ours = rate(game.ram, game.step)
+  emulators = rate(environment.ram, lambda a: [environment.step(a) for _ in range(4)])
+  assert ours == pytest.approx(emulators, abs=0.07) and 0.1 < ours < 0.95
+
+
+def test_bad_arguments():
+  with pytest.raises(ValueError, match='sticky_action_probability must lie'):
+    play.Game('pong', sticky_action_probability=1.5)
 
 
 def test_episodes_end_at_the_limit(monkeypatch):

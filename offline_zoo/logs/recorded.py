@@ -5,14 +5,17 @@
 
 It takes a fraction of a byte a transition instead of 7,065. `logs/demo.py` and `online/` record.
 
-Each episode begins with a seed of its own, so that episodes are played again in any order. Version
-1 of the format, little-endian:
+Each episode has a seed of its own, so that episodes are played again in any order: whether an
+action sticks at the episode's i-th emulator frame is whether the i-th number of NumPy's
+RandomState(seed).random_sample, four of them for each agent step, is less than
+sticky_action_probability; before the first frame the action was to do nothing. The emulator has
+drawn nothing. Version 1 of the format, little-endian:
 
   a line of JSON   format, version, environment_name, rom_md5, emulator (the package that ran it),
                    sticky_action_probability, num_actions, has_choices, steps_per_checksum (K)
   blocks           each: its length and the CRC-32C of the rest (uint32 both), then, as one .xz,
     uint32           how many episodes E; of each episode:
-    uint32 [E]         the emulator's seed
+    uint32 [E]         seed, less than 2^31
     uint32 [E]         agent steps T, 1 to 27,000
     float32 [E]        epsilon, the rate of uniformly random actions
     uint8 [E]          whether it ended; all but the file's last one did
@@ -87,7 +90,7 @@ class Episode(NamedTuple):
   """An episode of T agent steps, as it is recorded.
 
   Attributes:
-    seed: of the emulator, less than 2^31.
+    seed: less than 2^31.
     epsilon: rate of uniformly random actions.
     ended: whether its last step ended it; of a recording only the last episode may not have ended.
     actions: [T] uint8.

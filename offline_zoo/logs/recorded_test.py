@@ -15,7 +15,9 @@ import pytest
 from offline_zoo import atari_env
 from offline_zoo.logs import demo, dqn_replay, play, recorded
 
-CONFIG = demo.Config(environment_name='breakout', num_transitions=500, num_processes=1)
+CONFIG = demo.Config(
+  environment_name='breakout', num_transitions=500, num_processes=1, epsilon=0.9
+)
 
 
 def here(function, items, num_processes):
@@ -248,7 +250,7 @@ def test_a_file_made_by_hand(path):
     (header_line() + episodes_block()[:-1], 'is it cut short'),
     (header_line() + episodes_block()[:-1] + b'x', 'block 0: expected its checksum'),
     (header_line() + block(b''), 'expected 4 bytes of <u4'),
-    (header_line() + struct.pack('<II', 3, google_crc32c.value(b'abc')) + b'abc', 'an .xz'),
+    (header_line() + struct.pack('<II', 20, google_crc32c.value(b'x' * 20)) + b'x' * 20, 'an .xz'),
     (header_line() + block(bytes(2**25)), 'expected 4194304 bytes or less, got more'),
     (header_line() + block(struct.pack('<I', 2**32 - 1)), 'bytes of <u4'),
     (header_line() + episodes_block((), (), (), (), b''), 'episodes of 1 to 27000 steps'),

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from offline_zoo import atari_env, networks, parts, processors, replay, results, testing
-from offline_zoo.logs import dqn_replay, play, recorded
+from offline_zoo import networks, parts, processors, replay, results, testing
+from offline_zoo.logs import dqn_replay, play, play_test, recorded
 from offline_zoo.online import learner, run_atari
 from offline_zoo.studies import evaluate
 
@@ -128,7 +128,7 @@ def test_the_recording_is_what_was_played(undisturbed, tmp_path):
   assert [episode.ended for episode in episodes] == [True] * (len(episodes) - 1) + [False]
   row = 0
   for episode in episodes:
-    environment = atari_env.AtariEnv('breakout', seed=episode.seed)
+    environment = play_test.Sticky('breakout', 0.25, episode.seed)
     processor = processors.AtariProcessor()
     answer = processor(environment.reset())
     for action in episode.actions:
