@@ -113,7 +113,7 @@ def _integers(name: str, items: list[str]) -> tuple[int, ...]:
 
 
 def config_from_flags(
-  config_class: type, flag_values: flags.FlagValues = flags.FLAGS, **arguments: tuple[str, ...]
+  config_class: type, flag_values: flags.FlagValues = flags.FLAGS, /, **arguments: tuple[str, ...]
 ) -> Any:
   """Makes the Config that the parsed flags ask for, with a field of `arguments` that are no flags.
 

@@ -421,7 +421,7 @@ class Results:
         'mean_episode_return': None if math.isnan(mean_return) else mean_return,
       }
     progress, checkpoint = self.progress, self._checkpoint
-    progress.num_resident_shards = logs and logs.num_resident_shards
+    progress.num_resident_shards = None if logs is None else logs.num_resident_shards
     if checkpoint is not None:
       theirs = checkpoint.record['identity'].get('replay_checksum')
       if theirs != checksum:

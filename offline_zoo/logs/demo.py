@@ -96,8 +96,14 @@ def play_episode(config: Config, index: int) -> tuple[recorded.Episode, dqn_repl
     reward, ended = game.step(action)
     rewards.append(reward)
     checksums.add(frames[-1], action, reward, ended)
-  columns = (np.array(column, np.uint8) for column in (actions, choices))
-  episode = recorded.Episode(seed, epsilon, True, *columns, np.array(checksums.values, np.uint32))
+  episode = recorded.Episode(
+    seed,
+    epsilon,
+    True,
+    np.array(actions, np.uint8),
+    np.array(choices, np.uint8),
+    np.array(checksums.values, np.uint32),
+  )
   terminals = np.zeros(len(rewards), np.uint8)
   terminals[-1] = 1
   rows = dqn_replay.EpisodeRows(
@@ -127,7 +133,8 @@ def _check(config: Config) -> None:
     program.check(config, 'policy_checkpoint', learnt == game, f'an agent of {game}, not {learnt}')
   if config.epsilon is not None:
     program.check_in_unit_interval(config, 'epsilon')
-    acts = config.policy_checkpoint or (has_policy and config.policy != 'random')
+    is_scripted = has_policy and config.policy != 'random'
+    acts = config.policy_checkpoint is not None or is_scripted
     program.check(config, 'epsilon', acts, 'nothing where all actions are random')
 
 

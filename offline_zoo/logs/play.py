@@ -44,7 +44,7 @@ class Game:
     self,
     environment_name: str,
     sticky_action_probability: float = 0.25,
-    rom_dir: str | os.PathLike | None = None,
+    rom_dir: str | None = None,
   ):
     """Starts the emulator; the arguments and errors are those of `atari_env.AtariEnv`."""
     if not 0 <= sticky_action_probability <= 1:
@@ -104,7 +104,7 @@ class Game:
 def game(
   environment_name: str,
   sticky_action_probability: float,
-  rom_dir: str | os.PathLike | None = None,
+  rom_dir: str | None = None,
 ) -> Game:
   """Makes a `Game`, once: starting an emulator takes as long as playing a quarter of an episode."""
   return Game(environment_name, sticky_action_probability, rom_dir)

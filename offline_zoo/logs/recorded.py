@@ -115,7 +115,7 @@ def make_header(
   environment_name: str,
   sticky_action_probability: float,
   has_choices: bool,
-  rom_dir: str | os.PathLike | None = None,
+  rom_dir: str | None = None,
 ) -> Header:
   """Describes what is played here; arguments and errors are those of `atari_env.AtariEnv`."""
   return Header(
@@ -323,7 +323,7 @@ def probabilities(episode: Episode, num_actions: int) -> np.ndarray:
 
 
 def _play_again(
-  header: Header, rom_dir: str | os.PathLike | None, keeps_rows: bool, episode: Episode
+  header: Header, rom_dir: str | None, keeps_rows: bool, episode: Episode
 ) -> dqn_replay.EpisodeRows | _Mismatch | None:
   """Plays an episode; returns its rows, if they are wanted, or where it is another one."""
   game = play.game(header.environment_name, header.sticky_action_probability, rom_dir)
@@ -352,7 +352,7 @@ def play_again(
   header: Header,
   episodes: Iterable[Episode],
   num_processes: int,
-  rom_dir: str | os.PathLike | None = None,
+  rom_dir: str | None = None,
   keeps_rows: bool = True,
   first_number: int = 0,
 ) -> Iterator[dqn_replay.EpisodeRows | None]:
@@ -375,7 +375,7 @@ def play_again(
   """
   md5, emulator = atari_env.rom_md5(header.environment_name, rom_dir), this_emulator()
   shard.expect(
-    md5 == header.rom_md5, path,
+    md5 == header.rom_md5, pathlib.Path(path),
     f'to be played with the ROM of {header.environment_name} with MD5 {header.rom_md5}', md5,
   )  # fmt: skip
   if emulator != header.emulator:
@@ -395,7 +395,7 @@ def expand(
   replay_dir: pathlib.Path,
   shard_capacity: int,
   num_processes: int,
-  rom_dir: str | os.PathLike | None = None,
+  rom_dir: str | None = None,
 ) -> int:
   """Writes a recording's transitions as shards; returns how many there are.
 
@@ -427,7 +427,7 @@ def expand(
 
 
 def verify(
-  path: str | os.PathLike, num_processes: int, rom_dir: str | os.PathLike | None = None
+  path: str | os.PathLike, num_processes: int, rom_dir: str | None = None
 ) -> tuple[int, int]:
   """Checks that a recording's transitions come out as recorded; counts episodes and transitions.
 
@@ -472,8 +472,8 @@ class Config:
       raise ValueError(f'expected one command, expand or verify, got {" ".join(self.command)}')
     program.check(self, 'path', self.path is not None, 'the path of a recording')
     program.check_positive(self, 'num_processes')
-    needs_dir = self.command == ('expand',)
-    program.check(self, 'replay_dir', self.replay_dir or not needs_dir, 'where to write shards')
+    has_place = self.command == ('verify',) or self.replay_dir is not None
+    program.check(self, 'replay_dir', has_place, 'where to write shards')
 
 
 def main(config: Config) -> None:

@@ -15,9 +15,7 @@ import pytest
 from offline_zoo import atari_env
 from offline_zoo.logs import demo, dqn_replay, play, recorded
 
-CONFIG = demo.Config(
-  environment_name='breakout', num_transitions=500, num_processes=1, epsilon=0.9
-)
+CONFIG = demo.Config(environment_name='breakout', num_transitions=500, num_processes=1, epsilon=0.9)
 
 
 def here(function, items, num_processes):

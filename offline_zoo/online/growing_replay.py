@@ -64,7 +64,11 @@ class GrowingReplay:
     """
     self._capacity = capacity
     self._num_repeated = n_step + NUM_PADDING_ROWS
-    self._settings = {'n_step': n_step, 'discount': discount, 'max_abs_reward': max_abs_reward}
+    self._settings: dict[str, Any] = {
+      'n_step': n_step,
+      'discount': discount,
+      'max_abs_reward': max_abs_reward,
+    }
     self._num_rows = self._oldest_row = first_row
     # Of each episode, oldest first: its first row after the blank ones, and the row after its last.
     self._firsts: collections.deque[int] = collections.deque()

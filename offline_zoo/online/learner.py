@@ -5,7 +5,6 @@ It is made of an agent's pure functions, which need not know that their data gro
 
 import itertools
 import math
-import os
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -84,7 +83,7 @@ class OnlineLearner:
     n_step: int,
     discount: float,
     max_abs_reward: float | None,
-    rom_dir: str | os.PathLike | None,
+    rom_dir: str | None,
     seed: int,
   ):
     """Initialises the learner; it plays nothing before `start`.
@@ -106,7 +105,11 @@ class OnlineLearner:
     self._learner = agent.initial_state(jax.random.PRNGKey(seed))
     self._header, self._schedule, self._seed, self._rom_dir = header, schedule, seed, rom_dir
     self._replay_capacity = replay_capacity
-    self._settings = {'n_step': n_step, 'discount': discount, 'max_abs_reward': max_abs_reward}
+    self._settings: dict[str, Any] = {
+      'n_step': n_step,
+      'discount': discount,
+      'max_abs_reward': max_abs_reward,
+    }
     self._unused_key = jax.random.PRNGKey(0)  # what acts greedily draws nothing
     # Of the run; then of the episode under way.
     self.num_steps = self.num_episodes = self._play_checksum = 0
@@ -221,9 +224,14 @@ class OnlineLearner:
       self._start_episode()
 
   def _episode(self, ended: bool) -> recorded.Episode:
-    columns = (np.array(column, np.uint8) for column in (self._actions, self._choices))
-    checksums = np.array(self._checksums.values, np.uint32)
-    return recorded.Episode(self._episode_seed, self.epsilon, ended, *columns, checksums)
+    return recorded.Episode(
+      self._episode_seed,
+      self.epsilon,
+      ended,
+      np.array(self._actions, np.uint8),
+      np.array(self._choices, np.uint8),
+      np.array(self._checksums.values, np.uint32),
+    )
 
   def recording(self) -> bytes:
     """Gives what the file of a recording of all that was played holds."""
