@@ -53,7 +53,7 @@ def check(data: replay.ReplayData, want: list[tuple], n_step: int, gather) -> No
     return
   for start in range(0, len(rows), 64):
     some = np.resize(rows[start : start + 64], 64)
-    batch = gather(data, some)
+    batch = jax.tree.map(np.asarray, gather(data, some))
     for i, (stack, action, reward, after) in enumerate(want[start : start + 64]):
       assert batch.s_tm1[i, 5, 7].tolist() == stack
       assert batch.a_tm1[i] == action

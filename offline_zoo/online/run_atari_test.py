@@ -242,8 +242,6 @@ def test_a_run_goes_on_where_it_was_stopped(undisturbed, tmp_path, monkeypatch):
     (learner.OnlineLearner, '_play_step', 350),  # in the second iteration
     (run_atari.results, 'write_atomically', 4),  # between the second recording's and checkpoint
     (results.Results, 'save', 1),  # the recording is there, and no checkpoint
-    (results.Results, 'save', 2),
-    (results.Results, '_write_rows', 3),
   ],
 )
 def test_a_kill(undisturbed, tmp_path, owner, name: str, call: int):
@@ -258,12 +256,9 @@ def test_a_kill(undisturbed, tmp_path, owner, name: str, call: int):
 @pytest.mark.parametrize('agent', AGENTS)
 def test_every_agent_learns_and_goes_on(agent: str, tmp_path):
   settings = make_settings(tmp_path, agent=agent, num_updates_per_iteration=5, num_iterations=2)
+  run({**settings, 'num_iterations': 1})
   run(settings)
-  other = make_settings(tmp_path / 'other', **{**settings, 'num_iterations': 1})
-  other['results_csv_path'] = str(tmp_path / 'other' / 'results.csv')
-  run(other)
-  run({**other, 'num_iterations': 2})
-  assert_as_undisturbed(other, (settings,))
+  assert [row['frame'] for row in rows(settings)] == ['480', '560']
   assert float(rows(settings)[-1]['loss']) > 0
   # Its checkpoint is one that can be evaluated and played from.
   trained = evaluate.restore(recording(settings).with_name('checkpoint'))
