@@ -14,6 +14,9 @@ from offline_zoo.logs import demo, dqn_replay, play, recorded
 from offline_zoo.studies import evaluate
 
 
+pytestmark = pytest.mark.usefixtures('compiled_quickly')
+
+
 def directory_bytes(directory) -> dict[str, bytes]:
   return {path.name: path.read_bytes() for path in directory.iterdir()}
 

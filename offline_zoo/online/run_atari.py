@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from absl import logging
 
-from offline_zoo import atari_env, parts, program, replay, results
+from offline_zoo import atari_data, atari_env, parts, program, replay, results
 from offline_zoo.logs import recorded
 
 from . import growing_replay, learner
@@ -82,7 +82,7 @@ class Config:
     agents = agent_config(self)
     least = 4 + (agents.n_step if agents else 1)  # with fewer, there is nothing to sample
     program.check(self, 'warmup_steps', self.warmup_steps >= least, f'{least} or more')
-    least = max(least, growing_replay.ROWS_PER_EPISODE)
+    least = max(least, 2 * growing_replay.ROWS_PER_EPISODE)  # two episodes
     program.check(self, 'replay_capacity', self.replay_capacity >= least, f'{least} or more')
 
 
@@ -224,7 +224,8 @@ def main(config: Config) -> None:
       evaluation = parts.evaluate(
         agent, environment, config.eval_steps, act_key, stop, run.video_path
       )
-      evaluation['frame'] = 4 * agent.num_steps
+      # Those of the warm-up too, which no update follows.
+      evaluation['frame'] = atari_data.NUM_ACTION_REPEATS * agent.num_steps
       progress.finish_iteration(config, evaluation, agent.take_mean_return())
       save()
   if stop.requested:

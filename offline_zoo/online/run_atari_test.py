@@ -18,6 +18,8 @@ from offline_zoo.logs import dqn_replay, play, play_test, recorded
 from offline_zoo.online import learner, run_atari
 from offline_zoo.studies import evaluate
 
+pytestmark = pytest.mark.usefixtures('compiled_quickly')
+
 TIMING_COLUMNS = ('updates_per_second', 'eval_frame_rate', 'seconds')
 AGENTS = [agent for agent in run_atari.AGENTS if agent != 'random']
 
@@ -78,7 +80,7 @@ def learnt(settings: dict) -> learner.OnlineState:
 
 
 @pytest.fixture(scope='module')
-def undisturbed(tmp_path_factory):
+def undisturbed(tmp_path_factory, compiled_quickly):
   """A run's settings and what it played: each row, as the replay was given it."""
   settings = make_settings(tmp_path_factory.mktemp('undisturbed'))
   with pytest.MonkeyPatch.context() as patch:
@@ -306,7 +308,7 @@ def test_a_recording_that_is_not_the_runs(tmp_path):
     ({'agent_flags': '--seed=2'}, "--agent_flags: --seed=2: expected only what is the agent's"),
     ({'agent_flags': '--shards=2'}, '--agent_flags: --shards='),
     ({'agent': 'random'}, '--agent_flags=.*none for random play'),
-    ({'replay_capacity': 63}, '--replay_capacity=63: expected'),
+    ({'replay_capacity': 127}, '--replay_capacity=127: expected 128 or more'),
     ({'warmup_steps': 3}, '--warmup_steps=3: expected'),
     ({'final_epsilon': 2.0}, '--final_epsilon'),
     ({'steps_per_update': 0}, '--steps_per_update=0'),
