@@ -257,7 +257,8 @@ class Results:
   # Flags that may have other values when a run is resumed.
   _FREE = (
     'checkpoint_dir', 'debug', 'jax_platform_name', 'num_iterations', 'num_processes',
-    'replay_cache_dir', 'replay_dir', 'replay_memory_gb', 'results_csv_path', 'tensorboard_dir', 'video_dir',
+    'replay_cache_dir', 'replay_dir', 'replay_memory_gb', 'results_csv_path', 'tensorboard_dir',
+    'video_dir',
   )  # fmt: skip
 
   def __init__(self, config: parts.Config, agent_name: str):

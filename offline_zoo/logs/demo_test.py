@@ -13,7 +13,6 @@ from offline_zoo.dqn import run_atari
 from offline_zoo.logs import demo, dqn_replay, play, recorded
 from offline_zoo.studies import evaluate
 
-
 pytestmark = pytest.mark.usefixtures('compiled_quickly')
 
 
