@@ -215,7 +215,8 @@ def main(config: Config) -> None:
     results.write_atomically(recording, agent.recording(), f'.{RECORDING}.partial')
     run.save(agent, progress)
 
-  agent.start(recording, config.num_processes)
+  if progress.iteration <= config.num_iterations:
+    agent.start(recording, config.num_processes)
   with parts.StopSignal() as stop:  # SIGTERM and Ctrl-C leave the block at the next good moment
     while progress.iteration <= config.num_iterations:
       parts.learn_iteration(agent, progress, config.num_updates_per_iteration, stop)
