@@ -26,11 +26,8 @@ def write_logs(directory: pathlib.Path, num_episodes: int) -> dict[str, pathlib.
   directories = {name: directory / name for name in ('dqn_replay', 'rl_unplugged')}
   writer = dqn_replay.ShardWriter(directories['dqn_replay'], 3_000 * num_episodes)
   for index in range(num_episodes):
-    writer.start_episode()
-    for frame, action, reward, terminal, _ in zip(
-      *demo.play_episode(demo.Config(environment_name=_GAME), index), strict=True
-    ):
-      writer.add(frame, action, reward, terminal)
+    _, rows = demo.play_episode(demo.Config(environment_name=_GAME), index)
+    writer.add_episode(rows)
   writer.close()
   directories['rl_unplugged'].mkdir()
   (files,) = dqn_replay.open_shards(directories['dqn_replay'])

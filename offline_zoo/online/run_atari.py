@@ -115,8 +115,8 @@ class _Random:
 
 # Flags of an agent's experiment that choose logs.
 _OF_LOGS = (
-  'replay_dir', 'shards', 'max_rows_per_shard', 'min_episode_return', 'top_fraction',
-  'replay_cache_dir', 'replay_memory_gb',
+  'replay_dir', 'shards', 'max_rows_per_shard', 'first_fraction', 'max_random_transitions',
+  'min_episode_return', 'top_fraction', 'replay_cache_dir', 'replay_memory_gb',
 )  # fmt: skip
 
 
