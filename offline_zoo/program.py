@@ -10,6 +10,7 @@ import pathlib
 import re
 import signal
 import sys
+import tempfile
 import types
 import typing
 from collections.abc import Callable
@@ -171,6 +172,8 @@ def check_experiment(config: Any) -> None:
   finite = min_episode_return is None or math.isfinite(min_episode_return)
   check(config, 'min_episode_return', finite, 'a finite number')
   check_in_unit_interval(config, 'eval_epsilon', 'sticky_action_probability')
+  workers = config.num_eval_workers
+  check(config, 'num_eval_workers', workers is None or workers >= 0, '0 or more')
   check(config, 'seed', 0 <= config.seed < 2**32, '0 or more, and less than 2^32')
   kinds = ('last', 'all', 'best')
   check(config, 'keep_checkpoints', config.keep_checkpoints in kinds, ', '.join(kinds))
@@ -234,6 +237,37 @@ def _set_up_jax(jax_platform_name: str | None) -> None:
   jax.config.update('jax_default_matmul_precision', 'float32')
 
 
+def _keep_what_is_compiled(flag: str | None) -> None:
+  """Lets JAX keep what it compiles where --compilation_cache_dir says, for the next run.
+
+  What is loaded again is what was compiled, so results are the same. $JAX_COMPILATION_CACHE_DIR,
+  JAX's own way to name a directory, holds where the flag is not given.
+  """
+  if flag == 'none':
+    jax.config.update('jax_enable_compilation_cache', False)
+    return
+  directory = flag or jax.config.jax_compilation_cache_dir
+  try:
+    if directory is None and (home := user_cache_dir()) is not None:
+      directory = home / 'compiled'
+    if directory is None:
+      raise FileNotFoundError('no home directory')
+    os.makedirs(directory, exist_ok=True)
+    tempfile.TemporaryFile(dir=directory).close()
+  except OSError as error:
+    if flag:
+      raise OSError(f'--compilation_cache_dir={flag}: cannot be written: {error}') from error
+    logging.warning(
+      'No place to keep what JAX compiles: it is compiled in every run, for some seconds; see '
+      '--compilation_cache_dir (%s)', first_line(error),
+    )  # fmt: skip
+    jax.config.update('jax_enable_compilation_cache', False)
+    return
+  jax.config.update('jax_compilation_cache_dir', str(directory))
+  # A start compiles a hundred small programs, which together take seconds.
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
+
+
 def _parse(argv: list[str], groups: list[str]) -> list[str]:
   """Parses flags; for --help shows what the program is and its flags, group by group."""
   if {'-h', '-help', '--help', '--helpshort'} & set(argv[1:]):
@@ -249,7 +283,8 @@ def run(main: Callable[[Any], None], config_class: type, *, arguments: str | Non
   """Runs a program's `main(config)` with a Config from the command line.
 
   Args:
-    main: the program. JAX is set up before it if the Config has `jax_platform_name`.
+    main: the program. JAX is set up before it if the Config has `jax_platform_name` and
+      `compilation_cache_dir`.
     config_class: a dataclass with a field `debug`, whose fields become flags.
     arguments: its field, a tuple of strings, for what is on the command line and no flag; without
       one, there may be nothing of the kind.
@@ -276,6 +311,7 @@ def run(main: Callable[[Any], None], config_class: type, *, arguments: str | Non
         logging.get_absl_handler().addFilter(_is_for_users)
       if hasattr(config, 'jax_platform_name'):
         _set_up_jax(config.jax_platform_name)
+        _keep_what_is_compiled(config.compilation_cache_dir)
       main(config)
     except (FloatingPointError, MemoryError, OSError, ValueError, jax.errors.JaxRuntimeError) as e:
       if flags.FLAGS.debug:
