@@ -209,10 +209,10 @@ EDITS: dict[str, list[tuple[str, str, str]]] = {
      'parts_test.py::test_chunks_are_equal'),
   ],
   'program.py': [
-    ("    jax.config.update('jax_enable_compilation_cache', False)\n    return\n  directory",
-     '    return\n  directory',
+    ("    jax.config.update('jax_enable_compilation_cache', False)\n    return\n  name",
+     '    return\n  name',
      'program_test.py::test_what_jax_compiles_is_kept_in_the_users_cache_or_where_a_flag_says'),
-    ("flag or jax.config.jax_compilation_cache_dir", 'flag',
+    ('flag or getattr(jax.config, name)', 'flag',
      'program_test.py::test_what_jax_compiles_is_kept_in_the_users_cache_or_where_a_flag_says'),
     ("    if flag:\n      raise OSError(f'--comp", "    if False:\n      raise OSError(f'--comp",
      'program_test.py::test_nowhere_to_keep_what_jax_compiles_is_said_once'),

@@ -71,9 +71,9 @@ def _kill_workers() -> None:
   rng = np.random.default_rng()
   while True:
     time.sleep(rng.uniform(1, 6))  # less, and they would be given up
-    for worker in rng.permutation(multiprocessing.active_children())[:1]:
+    if workers := multiprocessing.active_children():
       with contextlib.suppress(ValueError):  # is buried already
-        worker.kill()
+        workers[rng.integers(len(workers))].kill()
         logging.info('killed a worker')
 
 
@@ -344,7 +344,7 @@ def start_again(num_starts: int, scratch: pathlib.Path) -> list[str]:
 
 
 # The name of each, with that of its number and how large that is by default.
-SOAKS = {
+SOAKS: dict[str, tuple[Callable[[int, pathlib.Path], list[str]], str, int]] = {
   'checkpoints': (flip_checkpoints, 'flips', 200),
   'kills': (kill_runs, 'kills', 50),
   'workers': (kill_workers_too, 'kills', 20),

@@ -296,6 +296,7 @@ def _work(connection: Connection, jax_settings: dict[str, Any], make_agent, make
         continue
       if task.online_params is not None:
         agent.set_state(state._replace(online_params=task.online_params))
+      answer: Episode | OSError | None
       try:
         answer = play_episode(agent, environment, task.seeds, task.video_path, check)
       except _Dropped:
@@ -428,10 +429,10 @@ class Workers:
         # Should it be dead, that shows below.
         with contextlib.suppress(ConnectionError):
           worker.connection.send(_Task((seed, iteration, worker.number), path, params))
-      for connection in wait(list(self._workers), timeout=_PATIENCE):
-        worker = self._workers[connection]
+      ready = wait(list(self._workers), timeout=_PATIENCE)
+      for worker in [w for w in self._workers.values() if w.connection in ready]:
         try:
-          answer = connection.recv()
+          answer = worker.connection.recv()
         except (EOFError, ConnectionError):
           self._bury(worker)
           continue
@@ -446,7 +447,7 @@ class Workers:
         worker.number = None
         with contextlib.suppress(ConnectionError):
           worker.connection.send(None)
-    return counted and summarize(counted, time.perf_counter() - start)
+    return None if counted is None else summarize(counted, time.perf_counter() - start)
 
 
 def num_workers(flag: int | None) -> int:

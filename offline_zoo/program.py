@@ -246,7 +246,8 @@ def _keep_what_is_compiled(flag: str | None) -> None:
   if flag == 'none':
     jax.config.update('jax_enable_compilation_cache', False)
     return
-  directory = flag or jax.config.jax_compilation_cache_dir
+  name = 'jax_compilation_cache_dir'
+  directory = flag or getattr(jax.config, name)
   try:
     if directory is None and (home := user_cache_dir()) is not None:
       directory = home / 'compiled'
@@ -263,7 +264,7 @@ def _keep_what_is_compiled(flag: str | None) -> None:
     )  # fmt: skip
     jax.config.update('jax_enable_compilation_cache', False)
     return
-  jax.config.update('jax_compilation_cache_dir', str(directory))
+  jax.config.update(name, str(directory))
   # A start compiles a hundred small programs, which together take seconds.
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
 

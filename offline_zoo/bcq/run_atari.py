@@ -87,13 +87,13 @@ class Config:
     program.check_not_negative(self, 'behaviour_weight', 'logits_penalty')
 
 
-def make_agent(config: Config, num_actions: int, data: replay.ReplayData) -> agent.Bcq:
+def make_agent(config: Config, num_actions: int, data: replay.ReplayData | None) -> agent.Bcq:
   """Makes the agent as the flags say, at the beginning of its learning.
 
   Args:
     config: the flags.
     num_actions: the size of the game's action set.
-    data: what to learn from.
+    data: what to learn from; None for an agent that only acts.
   """
   return agent.Bcq(
     network=networks.behaviour_network(num_actions),

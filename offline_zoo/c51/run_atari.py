@@ -87,13 +87,13 @@ class Config:
     program.check(self, 'num_atoms', self.num_atoms >= 2, 'at least 2')
 
 
-def make_agent(config: Config, num_actions: int, data: replay.ReplayData) -> agent.C51:
+def make_agent(config: Config, num_actions: int, data: replay.ReplayData | None) -> agent.C51:
   """Makes the agent as the flags say, at the beginning of its learning.
 
   Args:
     config: the flags.
     num_actions: the size of the game's action set.
-    data: what to learn from.
+    data: what to learn from; None for an agent that only acts.
   """
   atoms = np.linspace(-config.vmax, config.vmax, config.num_atoms, dtype=np.float32)
   return agent.C51(

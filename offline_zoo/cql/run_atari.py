@@ -86,13 +86,13 @@ class Config:
     program.check_not_negative(self, 'alpha')
 
 
-def make_agent(config: Config, num_actions: int, data: replay.ReplayData) -> agent.Cql:
+def make_agent(config: Config, num_actions: int, data: replay.ReplayData | None) -> agent.Cql:
   """Makes the agent as the flags say, at the beginning of its learning.
 
   Args:
     config: the flags.
     num_actions: the size of the game's action set.
-    data: what to learn from.
+    data: what to learn from; None for an agent that only acts.
   """
   return agent.Cql(
     network=networks.quantile_network(num_actions, config.num_quantiles),

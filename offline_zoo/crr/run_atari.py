@@ -88,13 +88,13 @@ class Config:
     program.check_not_negative(self, 'min_q_weight')
 
 
-def make_agent(config: Config, num_actions: int, data: replay.ReplayData) -> agent.Crr:
+def make_agent(config: Config, num_actions: int, data: replay.ReplayData | None) -> agent.Crr:
   """Makes the agent as the flags say, at the beginning of its learning.
 
   Args:
     config: the flags.
     num_actions: the size of the game's action set.
-    data: what to learn from.
+    data: what to learn from; None for an agent that only acts.
   """
   return agent.Crr(
     network=networks.actor_critic_network(num_actions),

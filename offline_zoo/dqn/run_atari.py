@@ -95,13 +95,13 @@ def make_optimizer(config: Config) -> optax.GradientTransformation:
   )
 
 
-def make_agent(config: Config, num_actions: int, data: replay.ReplayData) -> agent.Dqn:
+def make_agent(config: Config, num_actions: int, data: replay.ReplayData | None) -> agent.Dqn:
   """Makes the agent as the flags say, at the beginning of its learning.
 
   Args:
     config: the flags.
     num_actions: the size of the game's action set.
-    data: what to learn from.
+    data: what to learn from; None for an agent that only acts.
   """
   return agent.Dqn(
     network=networks.dqn_network(num_actions),

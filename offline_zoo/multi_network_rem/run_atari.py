@@ -87,13 +87,15 @@ class Config:
       program.check(self, 'num_mixtures', self.num_mixtures == 1, '1: --ensemble mixes no networks')
 
 
-def make_agent(config: Config, num_actions: int, data: replay.ReplayData) -> agent.MultiNetworkRem:
+def make_agent(
+  config: Config, num_actions: int, data: replay.ReplayData | None
+) -> agent.MultiNetworkRem:
   """Makes the agent as the flags say, at the beginning of its learning.
 
   Args:
     config: the flags.
     num_actions: the size of the game's action set.
-    data: what to learn from.
+    data: what to learn from; None for an agent that only acts.
   """
   return agent.MultiNetworkRem(
     network=networks.dqn_network(num_actions),

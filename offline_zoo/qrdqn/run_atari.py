@@ -83,13 +83,13 @@ class Config:
     program.check_in_unit_interval(self, 'discount', 'adam_epsilon')
 
 
-def make_agent(config: Config, num_actions: int, data: replay.ReplayData) -> agent.QrDqn:
+def make_agent(config: Config, num_actions: int, data: replay.ReplayData | None) -> agent.QrDqn:
   """Makes the agent as the flags say, at the beginning of its learning.
 
   Args:
     config: the flags.
     num_actions: the size of the game's action set.
-    data: what to learn from.
+    data: what to learn from; None for an agent that only acts.
   """
   return agent.QrDqn(
     network=networks.quantile_network(num_actions, config.num_quantiles),
