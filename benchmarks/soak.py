@@ -66,30 +66,29 @@ def make_settings(directory: pathlib.Path, num_iterations: int) -> dict[str, Any
   }
 
 
-def _kill_workers() -> None:
-  """Kills this process's workers, one at a time, for as long as it lives."""
-  rng = np.random.default_rng()
-  while True:
-    time.sleep(rng.uniform(1, 6))  # less, and they would be given up
-    if workers := multiprocessing.active_children():
-      with contextlib.suppress(ValueError):  # is buried already
-        workers[rng.integers(len(workers))].kill()
-        logging.info('killed a worker')
+def _kill_a_worker() -> None:
+  if workers := multiprocessing.active_children():
+    with contextlib.suppress(ValueError):  # is buried already
+      np.random.default_rng().choice(np.array(workers, object)).kill()
+      logging.info('killed a worker')
 
 
 def _run(agent: str, settings: dict[str, Any], kill_workers: bool, sending: Connection) -> None:
-  """Runs an agent's `main` and sends what it logs; an error's line begins with `error`."""
+  """Runs an agent's `main` and sends what it logs; an error's line begins with `error`.
+
+  If wanted, a worker is killed at a random moment of every evaluation.
+  """
 
   class Handler(std_logging.Handler):
     def emit(self, record):
       sending.send(record.getMessage())
+      if kill_workers and record.getMessage().startswith(('iteration ', 'Checkpoint: ')):
+        threading.Timer(np.random.default_rng().uniform(0, 2), _kill_a_worker).start()
 
   logging.set_verbosity(logging.INFO)
   logger = std_logging.getLogger('absl')
   logger.handlers, logger.propagate = [Handler()], False
   module = testing.run_atari(agent)
-  if kill_workers:
-    threading.Thread(target=_kill_workers, daemon=True).start()
   with testing.small_torsos():
     try:
       module.main(module.Config(**testing.known_flags(module.Config, settings)))

@@ -368,7 +368,8 @@ class Workers:
       'jax_compilation_cache_dir', 'jax_enable_compilation_cache', 'jax_default_matmul_precision',
       'jax_persistent_cache_min_compile_time_secs', 'jax_numpy_rank_promotion',
     )  # fmt: skip
-    settings = {name: getattr(jax.config, name) for name in names} | {'jax_platforms': 'cpu'}
+    settings = {name: getattr(jax.config, name) for name in names}
+    settings |= {'jax_platforms': 'cpu', 'jax_cpu_enable_async_dispatch': False}  # no idle threads
     ours, theirs = self._context.Pipe()
     process = self._context.Process(
       target=_work, args=(theirs, settings, self._make_agent, self._make_environment), daemon=True
