@@ -3,8 +3,8 @@
   python -m benchmarks.cql_side_by_side --peer_python=<venv>/bin/python --replay_dir=<Pong logs>
 
 They take turns, a chunk of updates each; then each plays games of Pong with sticky actions in
-`parts.evaluate`, with the same seed and epsilon. The batch and the weight of the conservative term
-are the same; the rest is what each of them comes with (ours: run_atari.py), which differs:
+`evaluation.evaluate`, with the same seed and epsilon. The batch and the weight of the conservative
+term are the same; the rest is what each of them comes with (ours: run_atari.py), which differs:
 
                         ours                        Tianshou (peers/tianshou_cql.py)
   convolutions          SAME, 7744 x 512 after      VALID, 3136 x 512 after
@@ -26,7 +26,7 @@ import numpy as np
 import optax
 
 from benchmarks import learn
-from offline_zoo import atari_env, networks, parts, processors, replay
+from offline_zoo import atari_env, evaluation, networks, parts, processors, replay
 from offline_zoo.cql import agent, run_atari
 from offline_zoo.logs import demo
 
@@ -77,12 +77,9 @@ def main() -> None:
   jax.config.update('jax_numpy_rank_promotion', 'raise')
   config = run_atari.Config(alpha=ALPHA)
   replay_dir = args.replay_dir or demo.find_or_make('pong')
-  environment_seed, act_key = parts.evaluation_seed(config.seed, 1)
 
-  def make_environment() -> atari_env.AtariEnv:
-    return atari_env.AtariEnv('pong', sticky_action_probability=0.25, seed=environment_seed)
-
-  num_actions = make_environment().action_spec().num_values
+  environment = atari_env.AtariEnv('pong', sticky_action_probability=0.25, seed=0)
+  num_actions = environment.action_spec().num_values
   ours = agent.Cql(
     network=networks.quantile_network(num_actions, config.num_quantiles),
     optimizer=optax.adam(config.learning_rate, eps=config.adam_epsilon),
@@ -113,7 +110,7 @@ def main() -> None:
     'tianshou': PeerAgent(peer, num_actions, config.eval_epsilon),
   }
   for name, player in players.items():
-    result = parts.evaluate(player, make_environment(), args.eval_steps, act_key)
+    result = evaluation.evaluate(player, environment, args.eval_steps, config.seed, iteration=1)
     print(
       f'| {name} | {sum(seconds[name]):.0f} | {result["eval_episode_return"]:.1f} | '
       f'{result["eval_num_episodes"]} |',

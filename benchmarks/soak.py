@@ -2,6 +2,8 @@
 
   python -m benchmarks.soak checkpoints --flips=200
   python -m benchmarks.soak kills --kills=50
+  python -m benchmarks.soak workers --kills=20
+  python -m benchmarks.soak growth --evaluations=30
   python -m benchmarks.soak starts --starts=50
   python -m benchmarks.soak shards --mutations=5000
   python -m benchmarks.soak cache --flips=200
@@ -21,6 +23,7 @@ import pathlib
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
@@ -28,10 +31,11 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+import psutil
 from absl import logging
 
 from benchmarks import soak_logs
-from offline_zoo import checkpoints, networks, testing
+from offline_zoo import checkpoints, testing
 
 PACKAGE = pathlib.Path(checkpoints.__file__).parent
 AGENTS = sorted(path.parent.name for path in PACKAGE.glob('*/run_atari.py'))
@@ -56,23 +60,36 @@ def make_settings(directory: pathlib.Path, num_iterations: int) -> dict[str, Any
     'num_updates_per_iteration': 4,
     'eval_steps': 1,
     'eval_epsilon': 1.0,
+    'num_eval_workers': 0,
     'batch_size': 4,
     'target_network_update_period': 5,
   }
 
 
-def _run(agent: str, settings: dict[str, Any], sending: Connection) -> None:
-  """Runs an agent's `main` and sends what it logs; an error's line begins with `error`."""
+def _kill_a_worker() -> None:
+  if workers := multiprocessing.active_children():
+    with contextlib.suppress(ValueError):  # is buried already
+      np.random.default_rng().choice(np.array(workers, object)).kill()
+      logging.info('killed a worker')
+
+
+def _run(agent: str, settings: dict[str, Any], kill_workers: bool, sending: Connection) -> None:
+  """Runs an agent's `main` and sends what it logs; an error's line begins with `error`.
+
+  If wanted, a worker is killed at a random moment of every evaluation.
+  """
 
   class Handler(std_logging.Handler):
     def emit(self, record):
       sending.send(record.getMessage())
+      if kill_workers and record.getMessage().startswith(('iteration ', 'Checkpoint: ')):
+        threading.Timer(np.random.default_rng().uniform(0, 2), _kill_a_worker).start()
 
   logging.set_verbosity(logging.INFO)
   logger = std_logging.getLogger('absl')
   logger.handlers, logger.propagate = [Handler()], False
   module = testing.run_atari(agent)
-  with mock.patch.object(networks, 'nature_torso', testing.small_torso):
+  with testing.small_torsos():
     try:
       module.main(module.Config(**testing.known_flags(module.Config, settings)))
     except Exception as error:
@@ -88,7 +105,7 @@ def started(function: Callable[..., None], *args: Any) -> Iterator[tuple[Any, Co
   context = multiprocessing.get_context('forkserver')
   context.set_forkserver_preload([f'offline_zoo.{agent}.run_atari' for agent in AGENTS])
   receiving, sending = context.Pipe(duplex=False)
-  process = context.Process(target=function, args=(*args, sending), daemon=True)
+  process = context.Process(target=function, args=(*args, sending))
   process.start()
   sending.close()
   try:
@@ -107,7 +124,7 @@ def messages(receiving: Connection) -> Iterator[Any]:
 
 def finish(agent: str, settings: dict[str, Any]) -> str:
   """Lets a run begin, or go on, and end; returns what went wrong."""
-  with started(_run, agent, settings) as (process, receiving):
+  with started(_run, agent, settings, False) as (process, receiving):
     errors = [message for message in messages(receiving) if message.startswith('error')]
     process.join()
     if errors or process.exitcode:
@@ -200,9 +217,10 @@ def flip_checkpoints(num_flips: int, scratch: pathlib.Path) -> list[str]:
   return faults
 
 
-def kill_runs(num_kills: int, scratch: pathlib.Path) -> list[str]:
+def kill_runs(num_kills: int, scratch: pathlib.Path, workers: bool = False) -> list[str]:
   """Kills runs of every agent at random moments, goes on, and compares with undisturbed runs."""
   faults = []
+  num_killed_workers = 0
   for agent in AGENTS:
     kills = len(range(AGENTS.index(agent), num_kills, len(AGENTS)))
     # A kill comes before three more iterations are done.
@@ -210,14 +228,19 @@ def kill_runs(num_kills: int, scratch: pathlib.Path) -> list[str]:
       make_settings(scratch / f'{agent}_{name}', 3 * kills + 1)
       for name in ('killed', 'undisturbed')
     )
+    if workers:
+      for run in (settings, undisturbed):
+        run['eval_steps'] = 1000
+      settings['num_eval_workers'] = 2
     rng = np.random.default_rng([*agent.encode()])
     done = 0  # iterations that must not be lost
     for _ in range(kills):
-      with started(_run, agent, settings) as (process, receiving):
+      with started(_run, agent, settings, workers) as (process, receiving):
         # After the checkpoint is restored, or one or two iterations later; then at any moment of
         # compiling, learning, evaluating or saving.
         num_iterations = rng.integers(3)
         for line in messages(receiving):
+          num_killed_workers += line == 'killed a worker'
           if line.startswith('iteration '):  # which is then saved
             done = max(done, int(line.split()[1]) - 1)
             num_iterations -= 1
@@ -236,7 +259,38 @@ def kill_runs(num_kills: int, scratch: pathlib.Path) -> list[str]:
     errors = [error for run in (settings, undisturbed) if (error := finish(agent, run))]
     faults += errors or differences(agent, settings, undisturbed)
     print(f'{agent}: killed {kills} times, {settings["num_iterations"]} iterations', flush=True)
+  if workers:
+    print(f'at least {num_killed_workers} workers were killed, too')
   return faults
+
+
+def kill_workers_too(num_kills: int, scratch: pathlib.Path) -> list[str]:
+  """Kills runs and the workers that evaluate beside them; undisturbed runs have no workers."""
+  return kill_runs(num_kills, scratch, workers=True)
+
+
+def watch_growth(num_evaluations: int, scratch: pathlib.Path) -> list[str]:
+  """Looks for growth of memory, descriptors and processes in a run of two workers."""
+  settings = make_settings(scratch / 'run', num_evaluations) | {
+    'num_eval_workers': 2, 'num_updates_per_iteration': 70, 'eval_steps': 300,
+  }  # fmt: skip
+  sizes = []
+  with started(_run, AGENTS[0], settings, False) as (process, receiving):
+    for line in messages(receiving):
+      if line.startswith('iteration '):
+        run = psutil.Process(process.pid)
+        everything = psutil.Process().children(recursive=True)
+        memory = sum(p.memory_full_info().uss for p in everything)
+        sizes.append((memory / 1e6, run.num_fds(), len(everything)))
+  if len(sizes) < num_evaluations:
+    return ['the run ended by itself']
+  # In the first third, workers start and everything is compiled.
+  early, late = sizes[num_evaluations // 3], sizes[-2]
+  for name, size in (('early', early), ('late', late)):
+    print(f'{name}: {size[0]:.0f} MB, {size[1]} descriptors, {size[2]} processes')
+  grown = (late[0] > 1.1 * early[0], late[1] > early[1] + 2, late[2] > early[2])
+  names = ('memory grows', 'descriptors are left open', 'processes are left')
+  return [name for name, has in zip(names, grown, strict=True) if has]
 
 
 def _start_onto_saves(
@@ -289,9 +343,11 @@ def start_again(num_starts: int, scratch: pathlib.Path) -> list[str]:
 
 
 # The name of each, with that of its number and how large that is by default.
-SOAKS = {
+SOAKS: dict[str, tuple[Callable[[int, pathlib.Path], list[str]], str, int]] = {
   'checkpoints': (flip_checkpoints, 'flips', 200),
   'kills': (kill_runs, 'kills', 50),
+  'workers': (kill_workers_too, 'kills', 20),
+  'growth': (watch_growth, 'evaluations', 30),
   'starts': (start_again, 'starts', 50),
   'shards': (soak_logs.mutate_shards, 'mutations', 5000),
   'cache': (soak_logs.flip_cache, 'flips', 200),

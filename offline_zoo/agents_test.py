@@ -25,7 +25,16 @@ import optax
 import pytest
 from absl import flags
 
-from offline_zoo import atari_env, networks, parts, program, replay, results, testing
+from offline_zoo import (
+  atari_env,
+  evaluation,
+  networks,
+  parts,
+  program,
+  replay,
+  results,
+  testing,
+)
 from offline_zoo.logs import demo
 
 pytestmark = pytest.mark.usefixtures('compiled_quickly')
@@ -110,7 +119,9 @@ EXPERIMENT = {
   'discount': 0.99,
   'max_abs_reward': 1.0,
   'target_network_update_period': 2_000,
+  'num_eval_workers': None,
   'jax_platform_name': None,
+  'compilation_cache_dir': None,
   'debug': False,
 }
 # What an agent without returns does not have.
@@ -217,6 +228,7 @@ def test_laptop_values_are_a_flag_file_with_reasons(agent, monkeypatch):
     ('num_updates_per_iteration', 0),
     ('eval_steps', 0),
     ('eval_epsilon', 2.0),
+    ('num_eval_workers', -1),
     ('sticky_action_probability', -0.1),
     ('max_rows_per_shard', 0),
     ('first_fraction', 0.0),
@@ -252,10 +264,9 @@ PLACES: dict[str, list[tuple]] = {
   'max_rows_per_shard': [('Logs', 'max_rows_per_shard')],
   'replay_cache_dir': [('cache_dir', 'flag')],
   'replay_memory_gb': [('Logs', 'memory_gb')],
-  'seed': [('Logs', 'seed'), ('PRNGKey', 'seed'), ('evaluation_seed', 'seed')],
+  'seed': [('Logs', 'seed'), ('PRNGKey', 'seed')],
   'num_iterations': [('resident', 'num_iterations')],
   'num_updates_per_iteration': [('learn_iteration', 'num_updates')],
-  'eval_steps': [('evaluate', 'eval_steps')],
   'sticky_action_probability': [('AtariEnv', 'sticky_action_probability')],
   'rom_dir': [('AtariEnv', 'rom_dir')],
   'n_step': [('Logs', 'n_step')],
@@ -268,10 +279,11 @@ PLACES: dict[str, list[tuple]] = {
   'rmsprop_decay': [('optimizer', 'decay')],
   'rmsprop_epsilon': [('optimizer', 'eps')],
 }
-# The whole Config is given to Results; the rest is program.run's.
+# The whole Config is given to Results and Evaluator; the rest is program.run's.
 ELSEWHERE = {
+  'eval_steps', 'num_eval_workers',
   'results_csv_path', 'checkpoint_dir', 'keep_checkpoints', 'tensorboard_dir', 'video_dir',
-  'jax_platform_name', 'debug',
+  'jax_platform_name', 'compilation_cache_dir', 'debug',
 }  # fmt: skip
 # Values that `distinctive` could not think of.
 DISTINCTIVE = {
@@ -340,20 +352,21 @@ def run_with_spies(module, config, monkeypatch) -> Spies:
   learner = types.SimpleNamespace()
   run = types.SimpleNamespace(
     progress=progress,
-    video_path='video',
     resume=spies.of('resume', lambda agent, logs: progress),
-    save=spies.of('save', lambda agent, progress: spies.calls.append(('row', progress.rows[-1]))),
   )
 
   def learn_iteration(agent, progress, num_updates, stop):
-    spies.calls.append(('data', {'data': agent.data, 'iteration': progress.iteration}))
+    seen = {'data': agent.data, 'iteration': progress.iteration, 'stop': stop}
+    spies.calls.append(('data', seen))
     progress.add({'loss': 0.5}, num_updates, seconds=1.0)
 
-  def evaluate(agent, environment, eval_steps, rng_key, stop=None, video_path=None):
-    return {
-      'eval_episode_return': 20.0, 'eval_num_episodes': 1, 'eval_frame_rate': 1.0,
-      'eval_seconds': 1.0,
-    }  # fmt: skip
+  class Evaluator(contextlib.nullcontext):
+    def evaluate(self, progress, stop):
+      spies.calls.append(('evaluate', {'iteration': progress.iteration, 'stop': stop}))
+      progress.begin_next_iteration()
+
+    def finish(self, stop):
+      spies.calls.append(('finish', {'stop': stop}))
 
   class_name = testing.agent_class(module.agent).__name__
   initialise = functools.partial(getattr(module.agent, class_name).__init__, None)
@@ -365,8 +378,7 @@ def run_with_spies(module, config, monkeypatch) -> Spies:
     (replay, 'cache_dir', 'cache_dir', lambda flag: f'cache {flag}'),
     (demo, 'find_or_make', 'find_or_make', lambda game: f'demo logs of {game}'),
     (parts, 'learn_iteration', 'learn_iteration', learn_iteration),
-    (parts, 'evaluation_seed', 'evaluation_seed', lambda seed, i: (100 + i, f'key {i}')),
-    (parts, 'evaluate', 'evaluate', evaluate),
+    (evaluation, 'Evaluator', 'Evaluator', lambda *_: Evaluator()),
     (jax.random, 'PRNGKey', 'PRNGKey', lambda seed: f'key of {seed}'),
     *((networks, x, 'network', lambda *_, **__: 'network') for x in vars(networks)
       if x.endswith('_network')),
@@ -425,19 +437,26 @@ def test_main_passes_on_what_it_makes(agent, monkeypatch, caplog):
   assert made['rng_key'] == f'key of {config.seed}' and made['data'] == 'data 1'
   for arguments in spies.arguments('network'):
     assert arguments['num_actions'] == NUM_ACTIONS
-  # Each iteration learns from its own shards, then is evaluated and saved.
+  # Each iteration learns from its own shards, then is evaluated.
   iterations = [1, 2, 3]
   learnt = [(x['data'], x['iteration']) for x in spies.arguments('data')]
   assert learnt == [(f'data {i}', i) for i in iterations]
-  assert [x['iteration'] for x in spies.arguments('evaluation_seed')] == iterations
-  assert [x['seed'] for x in spies.arguments('AtariEnv')] == [0, 101, 102, 103]
-  assert [x['rng_key'] for x in spies.arguments('evaluate')] == [f'key {i}' for i in iterations]
-  assert [x['video_path'] for x in spies.arguments('evaluate')] == ['video'] * 3
-  rows = spies.arguments('row')
-  assert [row['iteration'] for row in rows] == iterations
-  assert {row['dataset_episode_return'] for row in rows} == {12.5}
-  order = ('data', 'evaluate', 'save')
-  assert [name for name, _ in spies.calls if name in order] == [*order] * 3
+  assert [x['iteration'] for x in spies.arguments('evaluate')] == iterations
+  order = ('data', 'evaluate', 'finish')
+  called = [(name, x['stop']) for name, x in spies.calls if name in order]
+  assert [name for name, _ in called] == [*('data', 'evaluate') * 3, 'finish']
+  assert len({id(stop) for _, stop in called}) == 1
+  # What evaluates makes agents and environments like those here, as its workers do.
+  (evaluator,) = spies.arguments('Evaluator')
+  assert evaluator['config'] is config and evaluator['dataset_episode_return'] == 12.5
+  (logged_in,) = spies.arguments('AtariEnv')
+  evaluator['make_environment'](seed=5)
+  assert spies.arguments('AtariEnv')[1] == {**logged_in, 'seed': 5}
+  evaluator['make_agent']()
+  (_, actor) = spies.arguments('agent')
+  assert actor['data'] is None
+  same = made.keys() - {'data', 'processor'}  # processors are of episodes
+  assert actor.keys() == made.keys() and all(np.array_equal(actor[x], made[x]) for x in same)
 
 
 # Making an agent as its run_atari does, but with other settings.

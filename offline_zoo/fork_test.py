@@ -20,6 +20,7 @@ for agent in ('qrdqn', 'myqrdqn'):
     'environment_name': 'breakout', 'replay_dir': 'logs', 'replay_cache_dir': 'none',
     'results_csv_path': f'{agent}/results.csv', 'num_iterations': 1,
     'num_updates_per_iteration': 1, 'eval_steps': 1, 'eval_epsilon': 1.0,
+    'num_eval_workers': 0,
   })
 """
 

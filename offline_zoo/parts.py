@@ -1,18 +1,14 @@
-"""Acting and learning, as every experiment does them: run loop, evaluation, updates."""
+"""Acting and learning, as every experiment does them: run loop, updates, signals, progress."""
 
-import contextlib
 import dataclasses
 import itertools
 import math
-import os
-import pathlib
 import signal
 import time
 import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Protocol
 
-import cv2
 import dm_env
 import jax
 import numpy as np
@@ -132,215 +128,6 @@ def run_loop(
         break
 
 
-class EpisodeTracker:
-  """Counts episodes and agent steps and adds up rewards.
-
-  Returns are of whole episodes: raw, as the game scores, and clipped, each agent step's reward
-  clipped to [-1, 1] as in training.
-  """
-
-  def __init__(self, num_action_repeats: int = atari_data.NUM_ACTION_REPEATS):
-    self._num_action_repeats = num_action_repeats
-    self.num_steps = 0  # of agents, in all episodes, a cut-short last step included
-    self.episode_returns: list[float] = []
-    self.episode_clipped_returns: list[float] = []
-
-  def step(self, environment, timestep: dm_env.TimeStep, agent, action) -> None:
-    del environment, agent, action
-    if timestep.first():
-      self._frame = 0
-      self._return = self._clipped_return = self._step_reward = 0.0
-      return
-    if self._frame % self._num_action_repeats == 0:
-      self.num_steps += 1
-    self._frame += 1
-    self._return += timestep.reward
-    self._step_reward += timestep.reward
-    if self._frame % self._num_action_repeats == 0 or timestep.last():
-      self._clipped_return += min(max(self._step_reward, -1.0), 1.0)
-      self._step_reward = 0.0
-    if timestep.last():
-      self.episode_returns.append(float(self._return))
-      self.episode_clipped_returns.append(float(self._clipped_return))
-
-  def get(self) -> dict[str, float]:
-    """Averages over the finished episodes, of which there must be one."""
-    return {
-      'episode_return': float(np.mean(self.episode_returns)),
-      'episode_clipped_return': float(np.mean(self.episode_clipped_returns)),
-      'num_episodes': len(self.episode_returns),
-    }
-
-
-class FrameRateTracker:
-  """Counts raw frames a second."""
-
-  def __init__(self):
-    self._start = time.perf_counter()
-    self._num_frames = 0
-
-  def step(self, environment, timestep, agent, action) -> None:
-    self._num_frames += not timestep.first()
-
-  def get(self) -> dict[str, float]:
-    seconds = time.perf_counter() - self._start
-    return {'frame_rate': self._num_frames / seconds, 'seconds': seconds}
-
-
-class StatisticsTracker:
-  """Averages over raw frames what the agent says of its decisions, such as `state_value`."""
-
-  def __init__(self):
-    self._sums: dict[str, float] = {}
-    self._count = 0
-
-  def step(self, environment, timestep, agent, action) -> None:
-    if action is not None:
-      self._count += 1
-      for name, value in agent.statistics.items():
-        self._sums[name] = self._sums.get(name, 0.0) + value
-
-  def get(self) -> dict[str, float]:
-    return {name: value / self._count for name, value in self._sums.items()}
-
-
-class Mp4:
-  """Writes a video of frames at twice their size.
-
-  Within a `with` block, at the end of which one that was not finished leaves nothing.
-  """
-
-  _SCALE = 2  # a coded pixel of colour then is a pixel of the game
-
-  def __init__(self, path: pathlib.Path, frames_per_second: int):
-    """Writes nothing yet.
-
-    Args:
-      path: of the MP4 file; its directory is made if need be.
-      frames_per_second: at which it is shown.
-    """
-    self._path = path
-    self._frames_per_second = frames_per_second
-    self._partial = path.with_name(f'.{path.stem}.partial.mp4')
-    self._writer: cv2.VideoWriter | None = None
-    self._num_frames = 0
-
-  def __enter__(self) -> 'Mp4':
-    return self
-
-  def __exit__(self, *unused) -> None:
-    if self._writer is not None:
-      self._writer.release()
-    self._partial.unlink(missing_ok=True)
-
-  def add(self, frame: np.ndarray) -> None:
-    """Adds a frame [H, W, 3] uint8, red first."""
-    frame = frame[..., ::-1].repeat(self._SCALE, axis=0).repeat(self._SCALE, axis=1)
-    if self._writer is None:
-      self._path.parent.mkdir(parents=True, exist_ok=True)
-      self._writer = cv2.VideoWriter(
-        str(self._partial), cv2.VideoWriter.fourcc(*'mp4v'), self._frames_per_second,
-        (frame.shape[1], frame.shape[0]),
-      )  # fmt: skip
-    self._writer.write(frame)
-    self._num_frames += 1
-
-  def finish(self) -> None:
-    """Gives the file its name.
-
-    Raises:
-      OSError: it could not be written.
-    """
-    assert self._writer is not None
-    self._writer.release()
-    # OpenCV tells of no error while it writes.
-    written = cv2.VideoCapture(str(self._partial)).get(cv2.CAP_PROP_FRAME_COUNT)
-    if written != self._num_frames:
-      raise OSError(f'{self._path}: the video could not be written; is the disk full?')
-    os.replace(self._partial, self._path)
-
-
-class VideoTracker:
-  """Records the first episode as it looks, at the game's own speed.
-
-  Within a `with` block, at the end of which an episode that has not ended leaves nothing.
-  """
-
-  _FRAMES_PER_SECOND = 60
-
-  def __init__(self, path: pathlib.Path):
-    """Writes nothing yet; see `Mp4`."""
-    self._video = Mp4(path, self._FRAMES_PER_SECOND)
-    self._finished = False
-
-  def __enter__(self) -> 'VideoTracker':
-    return self
-
-  def __exit__(self, *unused) -> None:
-    self._video.__exit__()
-
-  def step(self, environment, timestep: dm_env.TimeStep, agent, action) -> None:
-    """Adds a frame.
-
-    Raises:
-      OSError: the video cannot be written.
-    """
-    if self._finished:
-      return
-    self._video.add(environment.render())
-    if timestep.last():
-      self._video.finish()
-      self._finished = True
-
-  def get(self) -> dict[str, float]:
-    return {}
-
-
-def evaluation_seed(seed: int, iteration: int) -> tuple[int, jax.Array]:
-  """Draws the emulator's seed and the agent's key for the evaluation after an iteration."""
-  environment_seed, key_seed = np.random.SeedSequence((seed, iteration)).generate_state(2)
-  return int(environment_seed), jax.random.PRNGKey(key_seed)
-
-
-def evaluate(
-  agent: Agent,
-  environment: dm_env.Environment,
-  eval_steps: int,
-  rng_key: jax.Array,
-  stop: 'StopSignal | None' = None,
-  video_path: pathlib.Path | None = None,
-) -> dict[str, float]:
-  """Plays whole episodes until at least `eval_steps` agent steps are played.
-
-  Args:
-    agent: acts with randomness drawn from `rng_key`.
-    environment: is reset first.
-    eval_steps: agent steps, of four frames.
-    rng_key: see `agent`.
-    stop: leaves the evaluation when it is requested.
-    video_path: where to record the first episode, as MP4; None: nowhere.
-
-  Returns:
-    What the trackers say of the episodes, names beginning with `eval_`.
-  """
-  episodes = EpisodeTracker()
-  trackers: list[Any] = [episodes, FrameRateTracker(), StatisticsTracker()]
-  agent.reset(rng_key)
-  with contextlib.ExitStack() as stack:
-    bar = stack.enter_context(program.progress_bar(eval_steps, 'evaluating', 'step'))
-    if video_path is not None:
-      trackers.append(stack.enter_context(VideoTracker(video_path)))
-    for step in run_loop(agent, environment):
-      for tracker in trackers:
-        tracker.step(*step)
-      bar.update(episodes.num_steps - bar.n)
-      if stop is not None:
-        stop.check()
-      if step[1].last() and episodes.num_steps >= eval_steps:
-        break
-  return {f'eval_{k}': v for tracker in trackers for k, v in tracker.get().items()}
-
-
 # Learning.
 
 
@@ -447,23 +234,20 @@ class Progress:
   """How far a run is: with the agent's state, all that a checkpoint holds.
 
   Attributes:
-    num_updates: updates done in the iteration under way.
+    iteration: the one under way, from 1 on.
+    num_updates: updates done in it.
     metric_sums: for each metric of `learn`, its sum over these updates.
     seconds: wall time spent on these updates.
-    rows: the CSV's rows, one for each finished iteration.
+    rows: the CSV's rows, one for each evaluated iteration.
     num_resident_shards: how many log shards are sampled from at a time; None before it is known.
   """
 
+  iteration: int = 1
   num_updates: int = 0
   metric_sums: dict[str, float] = dataclasses.field(default_factory=dict)
   seconds: float = 0.0
   rows: list[dict[str, Any]] = dataclasses.field(default_factory=list)
   num_resident_shards: int | None = None
-
-  @property
-  def iteration(self) -> int:
-    """Counts from 1 to the iteration under way."""
-    return len(self.rows) + 1
 
   def add(self, metrics: Mapping[str, float], num_updates: int, seconds: float) -> None:
     """Counts a chunk of updates in, with the means of its metrics."""
@@ -483,7 +267,7 @@ class Progress:
 
     Args:
       config: the flags.
-      evaluation: what `evaluate` returned.
+      evaluation: what `evaluation.evaluate` returned.
       dataset_episode_return: mean return of the logged episodes; NaN, if there are none, makes an
         empty cell, as the normalised returns of a game without a published human score do.
     """
@@ -514,6 +298,11 @@ class Progress:
       row['updates_per_second'], row['eval_frame_rate'], row['seconds'],
     )  # fmt: skip
     self.rows.append(row)
+    self.begin_next_iteration()
+
+  def begin_next_iteration(self) -> None:
+    """Counts the iteration, and from then on the next one's updates."""
+    self.iteration += 1
     self.num_updates, self.metric_sums, self.seconds = 0, {}, 0.0
 
 

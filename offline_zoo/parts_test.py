@@ -1,12 +1,10 @@
-"""Tests for parts.py: the run loop, trackers, evaluation and learning."""
+"""Tests for parts.py: the run loop and learning."""
 
 import dataclasses
 import os
-import resource
 import signal
 
 import chex
-import cv2
 import dm_env
 import jax
 import jax.numpy as jnp
@@ -87,114 +85,6 @@ def test_run_loop_ends_an_episode_at_the_frame_limit():
   assert steps[-1][1].discount == 0.0
 
 
-def test_trackers_by_hand():
-  episodes, rate = parts.EpisodeTracker(), parts.FrameRateTracker()
-  value = parts.StatisticsTracker()
-  for step in parts.run_loop(Echo(), Counting()):
-    for tracker in (episodes, rate, value):
-      tracker.step(*step)
-    if len(episodes.episode_returns) == 2:
-      break
-  # Episodes of 10 and 11 frames are 3 agent steps each: of 4, 4 and 2 or 3 frames.
-  assert episodes.num_steps == 6
-  assert episodes.get() == {
-    'episode_return': (55 + 66) / 2,
-    'episode_clipped_return': 3.0,
-    'num_episodes': 2,
-  }
-  assert value.get()['state_value'] == np.mean([*range(100, 110), *range(100, 111)]) / 2
-  assert rate.get()['frame_rate'] == pytest.approx(21 / rate.get()['seconds'], rel=0.5)
-
-
-def test_clipping_is_of_agent_steps_not_frames():
-  tracker = parts.EpisodeTracker()
-  tracker.step(None, dm_env.restart(0), None, 0)
-  for reward in (0.5, 0.25, 0, 0, -3, 1, 0, 0, 1, -1, 7, 0):
-    tracker.step(None, dm_env.transition(reward, 0), None, 0)
-  tracker.step(None, dm_env.termination(-0.5, 0), None, None)
-  assert tracker.get()['episode_clipped_return'] == 0.75 - 1 + 1 - 0.5
-  assert tracker.get()['episode_return'] == 0.75 - 2 + 7 - 0.5
-
-
-@pytest.mark.parametrize('eval_steps, num_episodes', [(1, 1), (3, 1), (4, 2), (6, 2), (7, 3)])
-def test_evaluate_plays_whole_episodes_until_enough_steps(eval_steps: int, num_episodes: int):
-  key = jax.random.PRNGKey(5)
-  agent = Echo()
-  result = parts.evaluate(agent, Counting(), eval_steps, key)
-  assert result['eval_num_episodes'] == num_episodes
-  lengths = np.arange(10, 10 + num_episodes)
-  assert result['eval_episode_return'] == np.mean(lengths * (lengths + 1) / 2)
-  assert agent.keys == [key]
-
-
-def test_evaluation_ends_an_episode_after_half_an_hour_of_play():
-  result = parts.evaluate(Echo(), Counting(10**9), 1, jax.random.PRNGKey(0))
-  assert result['eval_num_episodes'] == 1
-  assert result['eval_episode_return'] == 108_000 * 108_001 / 2  # 60 frames a second
-  assert result['eval_episode_clipped_return'] == 27_000
-
-
-class Painting(Counting):
-  """Shows frame n as a red wall, a green one, and grey that brightens with n."""
-
-  def render(self) -> np.ndarray:
-    picture = np.zeros((210, 160, 3), np.uint8)
-    picture[:70, :, 0] = picture[70:140, :, 1] = 200
-    picture[140:] = 20 * self._frame
-    return picture
-
-
-def test_the_first_episode_is_recorded_in_its_colours(tmp_path):
-  path = tmp_path / 'new' / '1.mp4'
-  environment = Painting(10)
-  parts.evaluate(Echo(), environment, 4, jax.random.PRNGKey(0), video_path=path)
-  video = cv2.VideoCapture(str(path))
-  assert video.get(cv2.CAP_PROP_FPS) == 60
-  frames = [video.read()[1] for _ in range(11)]
-  assert not video.read()[0]  # neither of the second episode
-  for number, frame in enumerate(frames):
-    assert frame.shape == (420, 320, 3)
-    picture = frame[1::2, 1::2, ::-1].astype(int)
-    assert np.abs(picture[5:65] - [200, 0, 0]).mean() < 8
-    assert np.abs(picture[75:135] - [0, 200, 0]).mean() < 8
-    assert np.abs(picture[145:205] - 20 * number).mean() < 8
-  assert os.listdir(path.parent) == ['1.mp4']
-
-
-def test_a_signal_leaves_no_half_a_video(tmp_path):
-  class Stops:
-    calls = 0
-
-    def check(self):
-      self.calls += 1
-      if self.calls == 5:
-        assert os.listdir(tmp_path) == ['.1.partial.mp4']
-        raise KeyboardInterrupt
-
-  with pytest.raises(KeyboardInterrupt):
-    parts.evaluate(Echo(), Painting(), 4, jax.random.PRNGKey(0), Stops(), tmp_path / '1.mp4')
-  assert os.listdir(tmp_path) == []
-
-
-def test_a_full_disk_leaves_no_half_a_video(tmp_path):
-  """Files of at most a hundred bytes."""
-  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-  resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
-  try:
-    with pytest.raises(OSError, match=r'1\.mp4: the video could not be written'):
-      parts.evaluate(Echo(), Painting(), 4, jax.random.PRNGKey(0), None, tmp_path / '1.mp4')
-  finally:
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-  assert os.listdir(tmp_path) == []
-
-
-def test_evaluation_seeds_differ():
-  seeds = [parts.evaluation_seed(seed, i) for seed in range(20) for i in range(20)]
-  assert len({environment_seed for environment_seed, _ in seeds}) == 400
-  assert len({tuple(np.asarray(key)) for _, key in seeds}) == 400
-  np.testing.assert_array_equal(parts.evaluation_seed(3, 4)[1], parts.evaluation_seed(3, 4)[1])
-
-
 # Learning.
 
 
@@ -247,7 +137,7 @@ def evaluated(episode_return: float) -> dict[str, float]:
 
 
 def test_the_row_of_an_iteration():
-  progress = parts.Progress(rows=[{}])
+  progress = parts.Progress(iteration=2, rows=[{}])
   progress.add({'loss': 1.0, 'q_max': 4.0}, 3, seconds=2.0)
   progress.add({'loss': 5.0, 'q_max': 8.0}, 1, seconds=6.0)
   progress.finish_iteration(Config(), evaluated(16.1), dataset_episode_return=12.5)
@@ -315,20 +205,6 @@ def test_a_signal_ends_learning_after_its_chunk(number):
   assert stop.requested
   assert progress.num_updates == learner.num_updates == 500
   assert signal.getsignal(number) is before
-
-
-def test_a_signal_ends_an_evaluation():
-  class Interrupted(Echo):
-    def step(self, timestep):
-      if len(self.seen) == 17:
-        os.kill(os.getpid(), signal.SIGTERM)
-      return super().step(timestep)
-
-  agent = Interrupted()
-  with parts.StopSignal() as stop:
-    parts.evaluate(agent, Counting(), 1000, jax.random.PRNGKey(0), stop)
-    raise AssertionError('not left')
-  assert stop.requested and len(agent.seen) == 18
 
 
 def test_other_errors_leave_the_block_as_they_are():

@@ -11,6 +11,7 @@ import re
 import shlex
 import signal
 import sys
+import tempfile
 import types
 import typing
 from collections.abc import Callable
@@ -203,6 +204,8 @@ def check_experiment(config: Any) -> None:
   min_episode_return = config.min_episode_return
   finite = min_episode_return is None or math.isfinite(min_episode_return)
   check(config, 'min_episode_return', finite, 'a finite number')
+  workers = config.num_eval_workers
+  check(config, 'num_eval_workers', workers is None or workers >= 0, '0 or more')
 
 
 # What a program shows and keeps.
@@ -266,6 +269,38 @@ def _set_up_jax(jax_platform_name: str | None) -> None:
   jax.config.update('jax_default_matmul_precision', 'float32')
 
 
+def _keep_what_is_compiled(flag: str | None) -> None:
+  """Lets JAX keep what it compiles where --compilation_cache_dir says, for the next run.
+
+  What is loaded again is what was compiled, so results are the same. $JAX_COMPILATION_CACHE_DIR,
+  JAX's own way to name a directory, holds where the flag is not given.
+  """
+  if flag == 'none':
+    jax.config.update('jax_enable_compilation_cache', False)
+    return
+  name = 'jax_compilation_cache_dir'
+  directory = flag or getattr(jax.config, name)
+  try:
+    if directory is None and (home := user_cache_dir()) is not None:
+      directory = home / 'compiled'
+    if directory is None:
+      raise FileNotFoundError('no home directory')
+    os.makedirs(directory, exist_ok=True)
+    tempfile.TemporaryFile(dir=directory).close()
+  except OSError as error:
+    if flag:
+      raise OSError(f'--compilation_cache_dir={flag}: cannot be written: {error}') from error
+    logging.warning(
+      'No place to keep what JAX compiles: it is compiled in every run, for some seconds; see '
+      '--compilation_cache_dir (%s)', first_line(error),
+    )  # fmt: skip
+    jax.config.update('jax_enable_compilation_cache', False)
+    return
+  jax.config.update(name, str(directory))
+  # A start compiles a hundred small programs, which together take seconds.
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
+
+
 def _parse(argv: list[str], groups: list[str]) -> list[str]:
   """Parses flags; for --help shows what the program is and its flags, group by group."""
   if {'-h', '-help', '--help', '--helpshort'} & set(argv[1:]):
@@ -281,7 +316,8 @@ def run(main: Callable[[Any], None], config_class: type, *, arguments: str | Non
   """Runs a program's `main(config)` with a Config from the command line.
 
   Args:
-    main: the program. JAX is set up before it if the Config has `jax_platform_name`.
+    main: the program. JAX is set up before it if the Config has `jax_platform_name` and
+      `compilation_cache_dir`.
     config_class: a dataclass with a field `debug`, whose fields become flags.
     arguments: its field, a tuple of strings, for what is on the command line and no flag; without
       one, there may be nothing of the kind.
@@ -308,6 +344,7 @@ def run(main: Callable[[Any], None], config_class: type, *, arguments: str | Non
         logging.get_absl_handler().addFilter(_is_for_users)
       if hasattr(config, 'jax_platform_name'):
         _set_up_jax(config.jax_platform_name)
+        _keep_what_is_compiled(config.compilation_cache_dir)
       main(config)
     except (FloatingPointError, MemoryError, OSError, ValueError, jax.errors.JaxRuntimeError) as e:
       if flags.FLAGS.debug:

@@ -150,6 +150,47 @@ def test_floats_are_multiplied_in_full_and_ranks_are_not_promoted():
       jax.config.update(name, value)
 
 
+CACHE_SETTINGS = (
+  'jax_compilation_cache_dir', 'jax_enable_compilation_cache',
+  'jax_persistent_cache_min_compile_time_secs',
+)  # fmt: skip
+
+
+@pytest.fixture
+def no_cache():
+  """A JAX that has been told of no directory."""
+  before = {name: getattr(jax.config, name) for name in CACHE_SETTINGS}
+  jax.config.update('jax_compilation_cache_dir', None)
+  yield
+  for name, value in before.items():
+    jax.config.update(name, value)
+
+
+def test_what_jax_compiles_is_kept_in_the_users_cache_or_where_a_flag_says(
+  no_cache, monkeypatch, tmp_path, caplog
+):
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+  default, other = tmp_path / 'offline_zoo' / 'compiled', tmp_path / 'of a flag'
+  for flag, directory in ((None, default), (None, default), (str(other), other), (None, other)):
+    program._keep_what_is_compiled(flag)
+    kept = [getattr(jax.config, name) for name in CACHE_SETTINGS]
+    assert kept == [str(directory), True, 0] and directory.is_dir()
+  program._keep_what_is_compiled('none')
+  assert not jax.config.jax_enable_compilation_cache
+  assert not caplog.text
+
+
+@pytest.mark.parametrize('home', ['/dev/null/home', None])
+def test_nowhere_to_keep_what_jax_compiles_is_said_once(no_cache, monkeypatch, caplog, home):
+  monkeypatch.setattr(program, 'user_cache_dir', lambda: home and pathlib.Path(home))
+  program._keep_what_is_compiled(None)
+  assert not jax.config.jax_enable_compilation_cache
+  (message,) = caplog.messages
+  assert 'No place to keep what JAX compiles' in message
+  with pytest.raises(OSError, match='--compilation_cache_dir=/dev/null/x: cannot be written'):
+    program._keep_what_is_compiled('/dev/null/x')
+
+
 def test_help_lists_the_flags_in_groups_with_type_default_and_source():
   run = subprocess.run(
     [sys.executable, '-m', 'offline_zoo.dqn.run_atari', '--help'],

@@ -213,7 +213,8 @@ def _member(place: pathlib.Path, stored: Any, name: str) -> Any:
 
 def _read_progress(place: pathlib.Path, stored: Any, config: parts.Config) -> parts.Progress:
   """The progress that a record holds; a ValueError if there cannot be such."""
-  values = {f.name: _member(place, stored, f.name) for f in dataclasses.fields(parts.Progress)}
+  names = (field.name for field in dataclasses.fields(parts.Progress) if field.name != 'iteration')
+  values = {name: _member(place, stored, name) for name in names}
   progress = parts.Progress(**values)
 
   def is_number(x: Any) -> bool:
@@ -242,6 +243,7 @@ def _read_progress(place: pathlib.Path, stored: Any, config: parts.Config) -> pa
   for name in good:
     if not good[name]:
       raise ValueError(f'{place}: no run has {name} {values[name]}')
+  progress.iteration = len(progress.rows) + 1
   return progress
 
 
@@ -256,9 +258,9 @@ class Results:
 
   # Flags that may have other values when a run is resumed.
   _FREE = (
-    'checkpoint_dir', 'debug', 'jax_platform_name', 'num_iterations', 'num_processes',
-    'replay_cache_dir', 'replay_dir', 'replay_memory_gb', 'results_csv_path', 'tensorboard_dir',
-    'video_dir',
+    'checkpoint_dir', 'compilation_cache_dir', 'debug', 'jax_platform_name', 'num_eval_workers',
+    'num_iterations', 'num_processes', 'replay_cache_dir', 'replay_dir', 'replay_memory_gb',
+    'results_csv_path', 'tensorboard_dir', 'video_dir',
   )  # fmt: skip
 
   def __init__(self, config: parts.Config, agent_name: str):
@@ -390,10 +392,9 @@ class Results:
       '--checkpoint_dir and --results_csv_path'
     )
 
-  @property
-  def video_path(self) -> pathlib.Path | None:
-    """Says where to record the evaluation of the iteration under way; None: nowhere."""
-    return self._video_dir and self._video_dir / f'{self.progress.iteration}.mp4'
+  def video_path(self, iteration: int) -> pathlib.Path | None:
+    """Says where to record the evaluation of an iteration; None: nowhere."""
+    return self._video_dir and self._video_dir / f'{iteration}.mp4'
 
   @property
   def directory(self) -> pathlib.Path:
@@ -459,21 +460,26 @@ class Results:
     text = json.dumps({**self._identity, 'sessions': sessions}, indent=2)
     write_atomically(self._config_path, text + '\n')
 
-  def save(self, agent: parts.Trainable, progress: parts.Progress) -> None:
+  def save(self, state: Any, progress: parts.Progress) -> None:
     """Saves a checkpoint, then brings the CSV up to it.
+
+    Args:
+      state: the learner's, as `get_state` gave it.
+      progress: how far the run was then.
 
     Raises:
       FloatingPointError: a parameter is NaN or infinite; nothing is saved.
       OSError: nothing is saved, or only the checkpoint.
     """
-    state = agent.get_state()
     for path, array in jax.tree_util.tree_leaves_with_path(state):
       if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
         raise FloatingPointError(
           f'{jax.tree_util.keystr(path)} is not finite after update {progress.num_updates} of '
           f'iteration {progress.iteration}; the last checkpoint is from before'
         )
-    record = {'identity': self._identity, 'progress': dataclasses.asdict(progress)}
+    stored = dataclasses.asdict(progress)
+    del stored['iteration']  # which the rows tell: what is saved lacks none
+    record = {'identity': self._identity, 'progress': stored}
     evaluated = bool(progress.rows) and not progress.num_updates
     score = progress.rows[-1]['eval_episode_return'] if evaluated else None
     self._checkpoints.save(state, record, score)

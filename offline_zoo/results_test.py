@@ -79,6 +79,7 @@ class Config:
   keep_checkpoints: str = 'last'
   tensorboard_dir: str | None = None
   video_dir: str | None = None
+  num_eval_workers: int | None = None
 
 
 class Learner:
@@ -115,7 +116,8 @@ def go_on(config: Config, num_iterations: int = 1):
       'eval_episode_return': -progress.iteration,
     }  # fmt: skip
     progress.rows.append(row)
-    run.save(learner, progress)
+    progress.begin_next_iteration()
+    run.save(learner.get_state(), progress)
   return run, learner, progress
 
 
@@ -173,7 +175,7 @@ def test_two_starts_at_once(config, tmp_path):
   progress = first.resume(learner, LOGS)
   with pytest.raises(BlockingIOError, match='another run is writing'):
     second.resume(Learner(), LOGS)
-  first.save(learner, progress)
+  first.save(learner.get_state(), progress)
   del first
   with pytest.raises(BlockingIOError, match='another run has begun here meanwhile'):
     third.resume(Learner(), LOGS)
@@ -253,7 +255,7 @@ def test_the_checkpoint_before_a_damaged_one_is_used_and_said(config, tmp_path, 
 
 def test_a_fallback_to_before_the_first_row(config):
   run, learner, progress = go_on(config, 0)
-  run.save(learner, progress)  # as a signal in the first iteration does
+  run.save(learner.get_state(), progress)  # as a signal in the first iteration does
   del run
   go_on(config)
   damage(config, 'step_2')
@@ -450,7 +452,7 @@ def test_a_disk_without_space_for_a_checkpoint_is_named(config, monkeypatch):
 
   monkeypatch.setattr(checkpoints.tempfile, 'TemporaryFile', full_disk)
   with pytest.raises(OSError, match=r'^/.*/run/checkpoint: .*No space left on device'):
-    run.save(learner, progress)
+    run.save(learner.get_state(), progress)
 
 
 # What else a run may leave.

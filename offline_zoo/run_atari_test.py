@@ -25,7 +25,7 @@ import numpy as np
 import pytest
 from absl import logging
 
-from offline_zoo import atari_data, atari_env, networks, parts, replay, results, testing
+from offline_zoo import atari_data, atari_env, evaluation, parts, replay, results, testing
 from offline_zoo.logs import dqn_replay
 
 PACKAGE = pathlib.Path(__file__).parent
@@ -65,6 +65,7 @@ def make_settings(logs, directory) -> dict:
     'num_updates_per_iteration': 4,
     'eval_steps': 1,
     'eval_epsilon': 1.0,
+    'num_eval_workers': 0,
     'batch_size': 4,
     'target_network_update_period': 5,
   }
@@ -111,8 +112,7 @@ def after_one(agent, settings, first_iteration):
 def run_here(agent: str, settings: dict) -> None:
   """Runs an agent's `main` on a small torso, in chunks of two updates."""
   module = testing.run_atari(agent)
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(networks, 'nature_torso', testing.small_torso)
+  with pytest.MonkeyPatch.context() as patch, testing.small_torsos():
     patch.setattr(parts, 'MAX_UPDATES_PER_CHUNK', 2)
     module.main(module.Config(**testing.known_flags(module.Config, settings)))
 
@@ -293,6 +293,7 @@ def test_a_run_goes_on_where_it_was_stopped(agent, settings, undisturbed, monkey
 @every_agent
 def test_a_sigkill_at_a_random_moment(agent, settings, undisturbed):
   """One kill; for many, see benchmarks/soak.py."""
+  settings |= {'num_eval_workers': 1}
   rng = np.random.default_rng(list(agent.encode()))
   process, lines = start_child(agent, settings)
   # After the checkpoint is restored, or an iteration later; then at any moment of compiling,
@@ -315,9 +316,62 @@ def test_a_sigkill_at_a_random_moment(agent, settings, undisturbed):
   chex.assert_trees_all_equal(learnt(agent, settings), want_state)
 
 
+# Evaluation beside learning.
+
+
+@one_agent
+@pytest.mark.parametrize('num_eval_workers', [1, 2, 3])
+def test_workers_change_nothing_but_the_time_it_takes(
+  agent, settings, undisturbed, num_eval_workers
+):
+  settings |= {'num_eval_workers': num_eval_workers}
+  run_here(agent, settings)
+  assert_as_undisturbed(agent, settings, undisturbed)
+
+
+@one_agent
+@pytest.mark.parametrize('call', [4, 5])
+def test_a_run_goes_on_where_an_evaluation_was_left(
+  agent, settings, undisturbed, monkeypatch, call
+):
+  """The signal comes in the third iteration, while the second is evaluated; or before the third is.
+
+  Two calls of `learn` make an iteration.
+  """
+  settings |= {'num_eval_workers': 2}
+  play = evaluation.Workers.play
+
+  def long(self, online_params, eval_steps, seed, iteration, video_path, cancelled):
+    while iteration == 2 and not cancelled():
+      time.sleep(0.01)
+    return play(self, online_params, eval_steps, seed, iteration, video_path, cancelled)
+
+  agent_class = testing.agent_class(testing.run_atari(agent).agent)
+  with monkeypatch.context() as patch:
+    patch.setattr(evaluation.Workers, 'play', long)
+    interrupt(patch, agent_class, 'learn', call + 1, signal.SIGTERM)
+    run_here(agent, settings)
+  assert rows(settings) == undisturbed(agent)[1][:1]
+  with monkeypatch.context() as patch:
+    calls = interrupt(patch, agent_class, 'learn', -1, signal.SIGTERM)
+    run_here(agent, settings)
+  assert len(calls) == 4  # the second iteration's updates are kept
+  assert_as_undisturbed(agent, settings, undisturbed)
+
+
+@one_agent
+def test_what_a_thread_cannot_save_ends_the_run(agent, after_one, monkeypatch):
+  def save(self, state, progress):
+    raise OSError(f'no room for iteration {progress.iteration - 1}')
+
+  monkeypatch.setattr(results.Results, 'save', save)
+  with pytest.raises(OSError, match='no room for iteration 2'):
+    run_here(agent, {**after_one, 'num_eval_workers': 1})
+
+
 @one_agent
 def test_sigterm_ends_the_program_cleanly(agent, settings):
-  settings = {**settings, 'num_iterations': 10_000}
+  settings = {**settings, 'num_iterations': 10_000, 'num_eval_workers': 1}
   process = subprocess.Popen(
     command(agent, settings), env=environment(), stderr=subprocess.PIPE, text=True
   )
@@ -365,7 +419,8 @@ def test_logs_of_another_game(agent, settings, tmp_path):
 # What may change while a run is under way: where its files are, its length, and the machine.
 FREE_FLAGS = {
   'replay_dir', 'replay_cache_dir', 'replay_memory_gb', 'results_csv_path', 'checkpoint_dir',
-  'tensorboard_dir', 'video_dir', 'num_iterations', 'jax_platform_name', 'debug',
+  'tensorboard_dir', 'video_dir', 'num_iterations', 'jax_platform_name', 'compilation_cache_dir',
+  'num_eval_workers', 'debug',
 }  # fmt: skip
 OTHERS = {
   'environment_name': 'pong', 'shards': (1,), 'keep_checkpoints': 'all', 'first_fraction': 0.5,
@@ -404,6 +459,8 @@ def test_what_may_change_on_resumption(agent, after_one, undisturbed, tmp_path):
     'video_dir': tmp_path / 'video',
     'num_iterations': 2,
     'jax_platform_name': 'cpu',
+    'compilation_cache_dir': 'none',
+    'num_eval_workers': 1,
     'debug': True,
   }
   assert changes.keys() == FREE_FLAGS

@@ -4,6 +4,8 @@ In the problem, action a leads to state a; in state 1, action 1 ends the episode
 told by the grey of its frame.
 """
 
+import contextlib
+import functools
 import gzip
 import importlib
 import inspect
@@ -12,8 +14,9 @@ import os
 import pathlib
 import struct
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import cv2
 import google_crc32c
@@ -23,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from offline_zoo import processors, replay
+from offline_zoo import evaluation, networks, processors, replay
 from offline_zoo.logs import dqn_replay, rl_unplugged
 
 # Every directory with an agent.py is an agent, and what tests say of all agents holds for it.
@@ -129,6 +132,26 @@ def small_torso(x: jax.Array, w_init: Any) -> jax.Array:
   """
   del w_init
   return x[:, ::12, ::12].reshape(len(x), -1)
+
+
+def _make_small(make_agent: Callable[[], Any]) -> Any:
+  networks.nature_torso = small_torso  # for good: this process is a worker
+  return make_agent()
+
+
+class _SmallWorkers(evaluation.Workers):
+  def __init__(self, num_workers, make_agent, *args):
+    super().__init__(num_workers, functools.partial(_make_small, make_agent), *args)
+
+
+@contextlib.contextmanager
+def small_torsos() -> Iterator[None]:
+  """Puts the small torso in place, here and in the workers of a run's evaluations."""
+  with (
+    mock.patch.object(networks, 'nature_torso', small_torso),
+    mock.patch.object(evaluation, 'Workers', _SmallWorkers),
+  ):
+    yield
 
 
 def write_noise(directory: str | os.PathLike, num_shards: int) -> None:

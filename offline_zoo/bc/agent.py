@@ -60,7 +60,7 @@ class Bc:
     *,
     network: hk.Transformed,
     optimizer: optax.GradientTransformation,
-    data: replay.ReplayData,
+    data: replay.ReplayData | None,
     processor: processors.AtariProcessor,
     batch_size: int,
     penalty: float,
@@ -72,7 +72,7 @@ class Bc:
     Args:
       network: of outputs with `.logits`, without apply rng.
       optimizer: of the online parameters.
-      data: what to learn from; may be replaced between calls of `learn`.
+      data: what to learn from, if anything; may be replaced between calls of `learn`.
       processor: turns raw timesteps into stacks of frames.
       batch_size: of an update.
       penalty: weight of the squared log-probabilities.

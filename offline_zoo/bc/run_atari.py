@@ -1,13 +1,14 @@
 """Clones the behaviour in logged Atari play and evaluates it after each iteration."""
 
 import dataclasses
+import functools
 import pathlib
 
 import jax
 import optax
 from absl import logging
 
-from offline_zoo import atari_env, networks, parts, processors, program, replay, results
+from offline_zoo import atari_env, evaluation, networks, parts, processors, program, replay, results
 from offline_zoo.logs import demo
 
 from . import agent
@@ -61,7 +62,9 @@ class Config:
 
   # Machine
 
+  num_eval_workers: int | None = None  # processes; default: cores less one; 0: none, in turns
   jax_platform_name: str | None = None  # cpu or cuda; default: JAX's choice
+  compilation_cache_dir: str | None = None  # keeps compiled code; default: ~/.cache; none: does not
   debug: bool = False  # tracebacks for errors
 
   def __post_init__(self):
@@ -71,13 +74,13 @@ class Config:
     program.check_not_negative(self, 'penalty')
 
 
-def make_agent(config: Config, num_actions: int, data: replay.ReplayData) -> agent.Bc:
+def make_agent(config: Config, num_actions: int, data: replay.ReplayData | None) -> agent.Bc:
   """Makes the agent as the flags say, at the beginning of its learning.
 
   Args:
     config: the flags.
     num_actions: the size of the game's action set.
-    data: what to learn from.
+    data: what to learn from; None for an agent that only acts.
   """
   return agent.Bc(
     network=networks.policy_network(num_actions),
@@ -95,14 +98,12 @@ def main(config: Config) -> None:
   """Runs the experiment, or what is left of it."""
   run = results.Results(config, agent_name=pathlib.Path(__file__).parent.name)
 
-  def make_environment(seed: int) -> atari_env.AtariEnv:
-    return atari_env.AtariEnv(
-      config.environment_name,
-      sticky_action_probability=config.sticky_action_probability,
-      rom_dir=config.rom_dir,
-      seed=seed,
-    )
-
+  make_environment = functools.partial(
+    atari_env.AtariEnv,
+    config.environment_name,
+    sticky_action_probability=config.sticky_action_probability,
+    rom_dir=config.rom_dir,
+  )
   num_actions = make_environment(seed=0).action_spec().num_values
   logs = replay.Logs(
     config.replay_dir or demo.find_or_make(config.environment_name),
@@ -126,19 +127,19 @@ def main(config: Config) -> None:
   learner: parts.Learner = make_agent(config, num_actions, data)
 
   progress = run.resume(learner, logs)
-  with parts.StopSignal() as stop:  # SIGTERM and Ctrl-C leave the block at the next good moment
+  make_actor = functools.partial(make_agent, config, num_actions, None)
+  evaluator = evaluation.Evaluator(
+    config, run, learner, make_actor, make_environment, logs.mean_episode_return
+  )
+  # SIGTERM and Ctrl-C leave the block at the next good moment.
+  with parts.StopSignal() as stop, evaluator:
     while progress.iteration <= config.num_iterations:
       learner.data = logs.resident(progress.iteration, config.num_iterations)
       parts.learn_iteration(learner, progress, config.num_updates_per_iteration, stop)
-      environment_seed, act_key = parts.evaluation_seed(config.seed, progress.iteration)
-      environment = make_environment(environment_seed)
-      evaluation = parts.evaluate(
-        learner, environment, config.eval_steps, act_key, stop, run.video_path
-      )
-      progress.finish_iteration(config, evaluation, logs.mean_episode_return)
-      run.save(learner, progress)
+      evaluator.evaluate(progress, stop)  # with workers: beside the next iteration's learning
+    evaluator.finish(stop)
   if stop.requested:
-    run.save(learner, progress)  # what was learnt in the iteration under way
+    evaluator.save_unfinished(progress)
 
 
 if __name__ == '__main__':

@@ -122,7 +122,7 @@ class Crr:
     *,
     network: hk.Transformed,
     optimizer: optax.GradientTransformation,
-    data: replay.ReplayData,
+    data: replay.ReplayData | None,
     processor: processors.AtariProcessor,
     batch_size: int,
     target_network_update_period: int,
@@ -139,7 +139,7 @@ class Crr:
     Args:
       network: of outputs with `.q_values` and `.policy_logits`, without apply rng.
       optimizer: of the online parameters.
-      data: what to learn from; may be replaced between calls of `learn`.
+      data: what to learn from, if anything; may be replaced between calls of `learn`.
       processor: turns raw timesteps into stacks of frames.
       batch_size: of an update.
       target_network_update_period: updates between copies of online to target parameters.

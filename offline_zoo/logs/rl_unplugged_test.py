@@ -138,7 +138,7 @@ def test_a_run_gives_the_csv_of_log_shards(both, tmp_path):
     path = tmp_path / str(number) / 'results.csv'
     config = run_atari.Config(
       environment_name='breakout', replay_dir=str(directory), shards=(1, 0), num_iterations=1,
-      num_updates_per_iteration=4, eval_steps=1, eval_epsilon=1.0, batch_size=4,
+      num_updates_per_iteration=4, eval_steps=1, eval_epsilon=1.0, num_eval_workers=0, batch_size=4,
       results_csv_path=str(path),
     )  # fmt: skip
     run_atari.main(config)

@@ -111,7 +111,7 @@ class OffPolicyDqn:
     *,
     network: hk.Transformed,
     optimizer: optax.GradientTransformation,
-    data: replay.ReplayData,
+    data: replay.ReplayData | None,
     processor: processors.AtariProcessor,
     batch_size: int,
     target_network_update_period: int,

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from absl import logging
 
-from offline_zoo import atari_data, atari_env, parts, program, replay, results
+from offline_zoo import atari_data, atari_env, evaluation, parts, program, replay, results
 from offline_zoo.logs import recorded
 
 from . import growing_replay, learner
@@ -69,6 +69,7 @@ class Config:
 
   num_processes: int = min(os.cpu_count() or 1, 8)  # that play again what a resumed run has played
   jax_platform_name: str | None = None  # cpu or cuda; default: JAX's choice
+  compilation_cache_dir: str | None = None  # keeps compiled code; default: ~/.cache; none: does not
   debug: bool = False  # tracebacks for errors
 
   def __post_init__(self):
@@ -213,21 +214,20 @@ def main(config: Config) -> None:
   def save() -> None:
     # First the recording, which may hold more than the checkpoint knows of.
     results.write_atomically(recording, agent.recording(), f'.{RECORDING}.partial')
-    run.save(agent, progress)
+    run.save(agent.get_state(), progress)
 
   if progress.iteration <= config.num_iterations:
     agent.start(recording, config.num_processes)
   with parts.StopSignal() as stop:  # SIGTERM and Ctrl-C leave the block at the next good moment
     while progress.iteration <= config.num_iterations:
       parts.learn_iteration(agent, progress, config.num_updates_per_iteration, stop)
-      environment_seed, act_key = parts.evaluation_seed(config.seed, progress.iteration)
-      environment = make_environment(environment_seed)
-      evaluation = parts.evaluate(
-        agent, environment, config.eval_steps, act_key, stop, run.video_path
-      )
+      row = evaluation.evaluate(
+        agent, make_environment(seed=0), config.eval_steps, config.seed, progress.iteration, stop,
+        run.video_path(progress.iteration),
+      )  # fmt: skip
       # Those of the warm-up too, which no update follows.
-      evaluation['frame'] = atari_data.NUM_ACTION_REPEATS * agent.num_steps
-      progress.finish_iteration(config, evaluation, agent.take_mean_return())
+      row['frame'] = atari_data.NUM_ACTION_REPEATS * agent.num_steps
+      progress.finish_iteration(config, row, agent.take_mean_return())
       save()
   if stop.requested:
     save()  # what was played and learnt in the iteration under way

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from offline_zoo import atari_data, atari_env, checkpoints, parts, program, replay
+from offline_zoo import atari_data, atari_env, checkpoints, evaluation, parts, program, replay
 from offline_zoo.logs import demo
 from offline_zoo.studies import statistics
 
@@ -40,6 +40,7 @@ class Config:
   rom_dir: str | None = None  # of the ROM to play, see roms.py; default: the run's own
   seed: int = 0  # of episodes and states
   jax_platform_name: str | None = None  # cpu or cuda; default: JAX's choice
+  compilation_cache_dir: str | None = None  # keeps compiled code; default: ~/.cache; none: does not
   debug: bool = False  # tracebacks for errors
 
   def __post_init__(self):
@@ -126,11 +127,10 @@ def play(trained: Trained, episodes: int, seed: int, video_path: pathlib.Path | 
   """
   returns = []
   for number in range(episodes):
-    environment_seed, act_key = parts.evaluation_seed(seed, number)
-    trained.environment.seed(environment_seed)
     path = None if number else video_path
-    evaluation = parts.evaluate(trained.agent, trained.environment, 1, act_key, video_path=path)
-    returns.append(evaluation['eval_episode_return'])
+    seeds = (seed, 0, number)  # no run's: its iterations count from 1
+    episode = evaluation.play_episode(trained.agent, trained.environment, seeds, path)
+    returns.append(episode.episode_return)
   return np.array(returns)
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from offline_zoo import checkpoints, networks, replay, testing
+from offline_zoo import checkpoints, replay, testing
 from offline_zoo.dqn import run_atari
 from offline_zoo.studies import evaluate
 
@@ -18,8 +18,7 @@ from offline_zoo.studies import evaluate
 @pytest.fixture(scope='module', autouse=True)
 def small_torso():
   """Networks that take next to no time."""
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(networks, 'nature_torso', testing.small_torso)
+  with testing.small_torsos():
     yield
 
 
@@ -31,7 +30,8 @@ def run(tmp_path_factory):
   config = run_atari.Config(
     environment_name='breakout', replay_dir=str(directory / 'logs'), num_iterations=2,
     results_csv_path=str(directory / 'results.csv'), keep_checkpoints='all', batch_size=4,
-    num_updates_per_iteration=3, eval_steps=1, eval_epsilon=1.0, replay_cache_dir='none',
+    num_updates_per_iteration=3, eval_steps=1, eval_epsilon=1.0, num_eval_workers=0,
+    replay_cache_dir='none',
   )  # fmt: skip
   run_atari.main(config)
   return directory

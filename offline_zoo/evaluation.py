@@ -1,0 +1,574 @@
+"""Evaluation: whole episodes, in this process or in workers beside the learning of what follows.
+
+An episode is a function of the parameters and of (seed, iteration, its number). Those count that
+come first by number and together have `eval_steps` agent steps: the ones that would have been
+played one after the other. So neither how many workers there are nor which of them is faster has a
+say in an evaluation, and an episode that a worker died in is played again.
+"""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import itertools
+import multiprocessing
+import os
+import pathlib
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from multiprocessing.connection import Connection, wait
+from typing import Any, Protocol
+
+import cv2
+import dm_env
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from offline_zoo import atari_data, parts, program, results
+
+# Episodes.
+
+_VIDEO_RATE = 60  # frames a second, the game's own
+
+
+class Environment(Protocol):
+  """A `dm_env.Environment` whose play can be made a function of a seed."""
+
+  def seed(self, seed: int) -> None: ...
+  def reset(self) -> dm_env.TimeStep: ...
+  def step(self, action: int) -> dm_env.TimeStep: ...
+  def render(self) -> np.ndarray: ...
+
+
+@dataclasses.dataclass
+class Episode:
+  """What is counted of an episode, or of as much of it as has been played.
+
+  Attributes:
+    num_frames: raw ones after the first.
+    episode_return: as the game scores.
+    clipped_return: with each agent step's reward clipped to [-1, 1], as in training.
+    statistics: sums, over the frames that it acted in, of what the agent says of its decisions.
+  """
+
+  num_frames: int = 0
+  episode_return: float = 0.0
+  clipped_return: float = 0.0
+  statistics: dict[str, float] = dataclasses.field(default_factory=dict)
+  _step_reward: float = 0.0
+
+  @property
+  def num_steps(self) -> int:
+    """Counts agent steps, a cut-short last one included."""
+    return -(-self.num_frames // atari_data.NUM_ACTION_REPEATS)
+
+  def add(self, timestep: dm_env.TimeStep, agent: parts.Agent) -> None:
+    """Counts a raw timestep in that the agent has seen."""
+    if not timestep.last():
+      for name, value in agent.statistics.items():
+        self.statistics[name] = self.statistics.get(name, 0.0) + value
+    if timestep.first():
+      return
+    self.num_frames += 1
+    self.episode_return += float(timestep.reward)
+    self._step_reward += float(timestep.reward)
+    if self.num_frames % atari_data.NUM_ACTION_REPEATS == 0 or timestep.last():
+      self.clipped_return += min(max(self._step_reward, -1.0), 1.0)
+      self._step_reward = 0.0
+
+
+class Mp4:
+  """Writes a video of frames at twice their size.
+
+  Within a `with` block, at the end of which one that was not finished leaves nothing.
+  """
+
+  _SCALE = 2  # a coded pixel of colour then is a pixel of the game
+
+  def __init__(self, path: pathlib.Path, frames_per_second: int):
+    """Writes nothing yet.
+
+    Args:
+      path: of the MP4 file; its directory is made if need be.
+      frames_per_second: at which it is shown.
+    """
+    self._path = path
+    self._frames_per_second = frames_per_second
+    self._partial = path.with_name(f'.{path.stem}.partial.mp4')
+    self._writer: cv2.VideoWriter | None = None
+    self._num_frames = 0
+
+  def __enter__(self) -> 'Mp4':
+    return self
+
+  def __exit__(self, *unused) -> None:
+    if self._writer is not None:
+      self._writer.release()
+    self._partial.unlink(missing_ok=True)
+
+  def add(self, frame: np.ndarray) -> None:
+    """Adds a frame [H, W, 3] uint8, red first."""
+    frame = frame[..., ::-1].repeat(self._SCALE, axis=0).repeat(self._SCALE, axis=1)
+    if self._writer is None:
+      self._path.parent.mkdir(parents=True, exist_ok=True)
+      self._writer = cv2.VideoWriter(
+        str(self._partial), cv2.VideoWriter.fourcc(*'mp4v'), self._frames_per_second,
+        (frame.shape[1], frame.shape[0]),
+      )  # fmt: skip
+    self._writer.write(frame)
+    self._num_frames += 1
+
+  def finish(self) -> None:
+    """Gives the file its name.
+
+    Raises:
+      OSError: it could not be written.
+    """
+    assert self._writer is not None
+    self._writer.release()
+    # OpenCV tells of no error while it writes.
+    written = cv2.VideoCapture(str(self._partial)).get(cv2.CAP_PROP_FRAME_COUNT)
+    if written != self._num_frames:
+      raise OSError(f'{self._path}: the video could not be written; is the disk full?')
+    os.replace(self._partial, self._path)
+
+
+def episode_seed(seed: int, iteration: int, number: int) -> tuple[int, jax.Array]:
+  """Draws the emulator's seed and the agent's key for an episode of an evaluation."""
+  sequence = np.random.SeedSequence((seed, iteration, number))
+  environment_seed, key_seed = sequence.generate_state(2)
+  return int(environment_seed), jax.random.PRNGKey(key_seed)
+
+
+def play_episode(
+  agent: parts.Agent,
+  environment: Environment,
+  seeds: tuple[int, int, int],
+  video_path: pathlib.Path | None = None,
+  check: Callable[[], None] = lambda: None,
+) -> Episode:
+  """Plays a whole episode.
+
+  Args:
+    agent: acts.
+    environment: is reset first.
+    seeds: the run's seed, the iteration and the episode's number, see `episode_seed`.
+    video_path: where to record it, as MP4; None: nowhere.
+    check: is called after each frame; what it raises ends the episode.
+
+  Raises:
+    OSError: the video cannot be written.
+  """
+  environment_seed, act_key = episode_seed(*seeds)
+  environment.seed(environment_seed)
+  agent.reset(act_key)
+  episode = Episode()
+  with contextlib.ExitStack() as stack:
+    video = stack.enter_context(Mp4(video_path, _VIDEO_RATE)) if video_path else None
+    for _, timestep, _, _ in parts.run_loop(agent, environment):
+      episode.add(timestep, agent)
+      if video is not None:
+        video.add(environment.render())
+      check()
+      if timestep.last():
+        break
+    if video is not None:
+      video.finish()
+  return episode
+
+
+def counting(episodes: Mapping[int, Episode], eval_steps: int) -> list[Episode] | None:
+  """Chooses the episodes that count: the first ones that together have so many agent steps.
+
+  Args:
+    episodes: those that have been played, by number from 0.
+    eval_steps: agent steps, of four frames.
+
+  Returns:
+    None if the episodes up to the first that has not been played have fewer.
+  """
+  chosen: list[Episode] = []
+  num_steps = 0
+  while num_steps < eval_steps:
+    if len(chosen) not in episodes:
+      return None
+    chosen.append(episodes[len(chosen)])
+    num_steps += chosen[-1].num_steps
+  return chosen
+
+
+def summarize(episodes: list[Episode], seconds: float) -> dict[str, float]:
+  """Averages over episodes, and of statistics over their frames; names begin with `eval_`."""
+  num_frames = sum(episode.num_frames for episode in episodes)
+  statistics = {
+    f'eval_{name}': sum(episode.statistics[name] for episode in episodes) / num_frames
+    for name in episodes[0].statistics
+  }
+  return {
+    'eval_episode_return': float(np.mean([x.episode_return for x in episodes])),
+    'eval_episode_clipped_return': float(np.mean([x.clipped_return for x in episodes])),
+    'eval_num_episodes': len(episodes),
+    'eval_frame_rate': num_frames / seconds,
+    'eval_seconds': seconds,
+    **statistics,
+  }
+
+
+def evaluate(
+  agent: parts.Agent,
+  environment: Environment,
+  eval_steps: int,
+  seed: int,
+  iteration: int,
+  stop: parts.StopSignal | None = None,
+  video_path: pathlib.Path | None = None,
+) -> dict[str, float]:
+  """Plays whole episodes here until they have at least `eval_steps` agent steps.
+
+  Args:
+    agent: acts.
+    environment: where.
+    eval_steps: agent steps, of four frames.
+    seed: of the run.
+    iteration: of the run; with the seed it says what the episodes are.
+    stop: leaves the evaluation when it is requested.
+    video_path: where to record the first episode, as MP4; None: nowhere.
+
+  Returns:
+    What `summarize` says of the episodes.
+  """
+  start = time.perf_counter()
+  episodes: dict[int, Episode] = {}
+  check = (lambda: None) if stop is None else stop.check
+  with program.progress_bar(eval_steps, 'evaluating', 'step') as bar:
+    while (counted := counting(episodes, eval_steps)) is None:
+      number = len(episodes)
+      path = None if number else video_path
+      episodes[number] = play_episode(agent, environment, (seed, iteration, number), path, check)
+      bar.update(episodes[number].num_steps)
+  return summarize(counted, time.perf_counter() - start)
+
+
+# Workers.
+
+_PATIENCE = 0.2  # seconds until it is looked whether a wait is still wanted
+
+
+class _Dropped(Exception):  # noqa: N818, no error
+  pass
+
+
+@dataclasses.dataclass(frozen=True)
+class _Task:
+  """An episode to play, with the parameters if they are other ones than those of the last task."""
+
+  seeds: tuple[int, int, int]
+  video_path: pathlib.Path | None
+  online_params: Any | None
+
+
+def _work(connection: Connection, jax_settings: dict[str, Any], make_agent, make_environment):
+  """Plays episodes, in a process of its own, for as long as the other end of the pipe is open.
+
+  Says None when it is ready, and answers each `_Task` with an `Episode`, with the error that
+  forbids it, or with None if something else came in meanwhile, which drops the task.
+  """
+  # Signals to the whole group are for the run, which closes the pipe when it ends.
+  for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, signal.SIG_IGN)
+  for name, value in jax_settings.items():
+    jax.config.update(name, value)
+
+  def check() -> None:
+    if connection.poll():
+      raise _Dropped
+
+  with contextlib.suppress(EOFError, ConnectionError):
+    agent, environment = make_agent(), make_environment(seed=0)
+    state = agent.get_state()
+    connection.send(None)
+    while True:
+      task = connection.recv()
+      if task is None:
+        continue
+      if task.online_params is not None:
+        agent.set_state(state._replace(online_params=task.online_params))
+      answer: Episode | OSError | None
+      try:
+        answer = play_episode(agent, environment, task.seeds, task.video_path, check)
+      except _Dropped:
+        answer = None
+      except OSError as error:  # of the video
+        answer = error
+      connection.send(answer)
+
+
+@dataclasses.dataclass(eq=False)
+class _Worker:
+  """A process and the pipe to it.
+
+  Attributes:
+    busy: whether it is to answer.
+    number: of the episode whose answer is wanted, if any.
+    iteration: whose parameters it has.
+  """
+
+  process: Any
+  connection: Connection
+  busy: bool = True
+  number: int | None = None
+  iteration: int | None = None
+
+
+class Workers:
+  """Processes that play episodes on CPU.
+
+  Should this process be killed, they end by themselves.
+  """
+
+  _MAX_DEATHS = 3  # without an answer between them
+
+  def __init__(
+    self,
+    num_workers: int,
+    make_agent: Callable[[], parts.Learner],
+    make_environment: Callable[..., Environment],
+    preload: str = __name__,
+  ):
+    """Starts none yet.
+
+    Args:
+      num_workers: how many.
+      make_agent: gives an agent, of any parameters; both are called in the workers, to which they
+        are pickled.
+      make_environment: gives an environment; has an argument `seed`.
+      preload: the module that takes longest to import, which is then done once.
+    """
+    self._num_workers = num_workers
+    self._make_agent, self._make_environment = make_agent, make_environment
+    self._workers: dict[Connection, _Worker] = {}
+    self._num_deaths = 0
+    # Quick to start, and small: copies of a process that has imported all already.
+    self._context = multiprocessing.get_context('forkserver')
+    self._context.set_forkserver_preload([preload])
+
+  def close(self) -> None:
+    """Ends them."""
+    for connection in self._workers:
+      connection.close()
+    for worker in self._workers.values():
+      self._end(worker)
+    self._workers.clear()
+
+  def _start(self) -> None:
+    names = (
+      'jax_compilation_cache_dir', 'jax_enable_compilation_cache', 'jax_default_matmul_precision',
+      'jax_persistent_cache_min_compile_time_secs', 'jax_numpy_rank_promotion',
+    )  # fmt: skip
+    settings = {name: getattr(jax.config, name) for name in names}
+    settings |= {'jax_platforms': 'cpu', 'jax_cpu_enable_async_dispatch': False}  # no idle threads
+    ours, theirs = self._context.Pipe()
+    process = self._context.Process(
+      target=_work, args=(theirs, settings, self._make_agent, self._make_environment), daemon=True
+    )
+    process.start()
+    theirs.close()
+    self._workers[ours] = _Worker(process, ours)
+
+  def _end(self, worker: _Worker) -> int:
+    """Ends a worker whose pipe is closed; returns its exit code."""
+    worker.process.join(5)
+    worker.process.kill()
+    worker.process.join()
+    exit_code = worker.process.exitcode
+    worker.process.close()
+    return exit_code
+
+  def _bury(self, worker: _Worker) -> None:
+    del self._workers[worker.connection]
+    worker.connection.close()
+    exit_code = self._end(worker)
+    self._num_deaths += 1
+    if exit_code >= 0:  # which says why: no use in trying again
+      raise ChildProcessError('an evaluation worker failed; its traceback is above')
+    if self._num_deaths > self._MAX_DEATHS:
+      raise ChildProcessError(
+        f'{self._num_deaths} evaluation workers died one after the other, the last with exit code '
+        f'{exit_code}; is there enough memory? --num_eval_workers=0 does without'
+      )
+
+  def play(
+    self,
+    online_params: Any,
+    eval_steps: int,
+    seed: int,
+    iteration: int,
+    video_path: pathlib.Path | None = None,
+    cancelled: Callable[[], bool] = lambda: False,
+  ) -> dict[str, float] | None:
+    """Does what `evaluate` does, with these parameters; None if it was cancelled.
+
+    Raises:
+      ChildProcessError: workers die, again and again.
+      OSError: the video cannot be written.
+    """
+    start = time.perf_counter()
+    episodes: dict[int, Episode] = {}
+    while (counted := counting(episodes, eval_steps)) is None and not cancelled():
+      while len(self._workers) < self._num_workers:
+        self._start()
+      dealt = {worker.number for worker in self._workers.values()}
+      for worker in [w for w in self._workers.values() if not w.busy]:
+        worker.number = next(n for n in itertools.count() if n not in episodes and n not in dealt)
+        dealt.add(worker.number)
+        params = online_params if worker.iteration != iteration else None
+        path = None if worker.number else video_path
+        worker.busy, worker.iteration = True, iteration
+        # Should it be dead, that shows below.
+        with contextlib.suppress(ConnectionError):
+          worker.connection.send(_Task((seed, iteration, worker.number), path, params))
+      ready = wait(list(self._workers), timeout=_PATIENCE)
+      for worker in [w for w in self._workers.values() if w.connection in ready]:
+        try:
+          answer = worker.connection.recv()
+        except (EOFError, ConnectionError):
+          self._bury(worker)
+          continue
+        if isinstance(answer, OSError):
+          raise answer
+        if worker.number is not None:
+          episodes[worker.number] = answer
+          self._num_deaths = 0
+        worker.busy, worker.number = False, None
+    for worker in self._workers.values():
+      if worker.number is not None:  # plays what is not needed
+        worker.number = None
+        with contextlib.suppress(ConnectionError):
+          worker.connection.send(None)
+    return None if counted is None else summarize(counted, time.perf_counter() - start)
+
+
+def num_workers(flag: int | None) -> int:
+  """Chooses how many workers --num_eval_workers asks for; the default leaves a core to learning."""
+  return max(len(os.sched_getaffinity(0)) - 1, 1) if flag is None else flag
+
+
+# A run.
+
+
+class Config(parts.Config, Protocol):
+  """The flags of an experiment that evaluates beside learning."""
+
+  @property
+  def num_eval_workers(self) -> int | None: ...
+
+
+class Evaluator:
+  """Evaluates what a run learns in each iteration, completes its row and saves it.
+
+  With workers that goes on beside the next iteration's learning. A checkpoint is then still what
+  it is without: the state at the end of an iteration's updates, saved when its row is complete.
+  """
+
+  def __init__(
+    self,
+    config: Config,
+    run: results.Results,
+    learner: parts.Learner,
+    make_agent: Callable[[], parts.Learner],
+    make_environment: Callable[..., Environment],
+    dataset_episode_return: float,
+  ):
+    """Starts nothing yet.
+
+    Args:
+      config: the flags.
+      run: where results go.
+      learner: what is evaluated.
+      make_agent: gives another such agent, in a worker; see `Workers`.
+      make_environment: likewise.
+      dataset_episode_return: see `Progress.finish_iteration`.
+    """
+    self._config, self._run, self._learner = config, run, learner
+    self._make_environment = make_environment
+    self._dataset_episode_return = dataset_episode_return
+    self._num_workers = num_workers(config.num_eval_workers)
+    self._workers = Workers(
+      self._num_workers, make_agent, make_environment, type(learner).__module__
+    )
+    self._thread = concurrent.futures.ThreadPoolExecutor(max_workers=1)
+    self._left = threading.Event()
+    # What is evaluated beside learning: since when, the learner's state, and how far the run was.
+    self._pending: concurrent.futures.Future[None] | None = None
+    self._state: Any = None
+    self._progress = parts.Progress()
+
+  def __enter__(self) -> 'Evaluator':
+    return self
+
+  def __exit__(self, *unused) -> None:
+    self._left.set()
+    self._thread.shutdown()
+    self._workers.close()
+
+  def evaluate(self, progress: parts.Progress, stop: parts.StopSignal) -> None:
+    """Evaluates the iteration whose updates are done, and begins the next.
+
+    With workers it returns when the evaluation before is done, and this one goes on.
+
+    Args:
+      progress: how far the run is; changed.
+      stop: leaves an evaluation, or the wait for one, when it is requested.
+
+    Raises:
+      ChildProcessError: workers die, again and again.
+      FloatingPointError, OSError: see `Results.save`; a video cannot be written.
+    """
+    video_path = self._run.video_path(progress.iteration)
+    if not self._num_workers:
+      environment = self._make_environment(seed=0)
+      evaluation = evaluate(
+        self._learner, environment, self._config.eval_steps, self._config.seed, progress.iteration,
+        stop, video_path,
+      )  # fmt: skip
+      progress.finish_iteration(self._config, evaluation, self._dataset_episode_return)
+      self._run.save(self._learner.get_state(), progress)
+      return
+    self.finish(stop)
+    self._state, self._progress = self._learner.get_state(), dataclasses.replace(progress)
+    self._pending = self._thread.submit(self._evaluate_beside_learning, video_path)
+    progress.begin_next_iteration()
+
+  def _evaluate_beside_learning(self, video_path: pathlib.Path | None) -> None:
+    evaluation = self._workers.play(
+      self._state.online_params, self._config.eval_steps, self._config.seed,
+      self._progress.iteration, video_path, self._left.is_set,
+    )  # fmt: skip
+    if evaluation is not None:
+      with tqdm.external_write_mode(sys.stderr):  # so that what is logged does not tear the bar
+        self._progress.finish_iteration(self._config, evaluation, self._dataset_episode_return)
+      self._run.save(self._state, self._progress)
+
+  def finish(self, stop: parts.StopSignal) -> None:
+    """Waits until nothing is evaluated any more; raises what `evaluate` does."""
+    while self._pending is not None:
+      stop.check()
+      if concurrent.futures.wait([self._pending], _PATIENCE).done:
+        self._pending.result()
+        self._pending = None
+
+  def save_unfinished(self, progress: parts.Progress) -> None:
+    """Saves what was learnt, once a signal has left the block.
+
+    If it has left an evaluation, that is what was to be evaluated: the updates of the iteration
+    after it are made again, bit for bit the same.
+    """
+    if self._pending is not None:
+      self._pending.result()
+      if self._progress.num_updates:
+        self._run.save(self._state, self._progress)
+        return
+    self._run.save(self._learner.get_state(), progress)
