@@ -293,7 +293,7 @@ def test_a_run_goes_on_where_it_was_stopped(agent, settings, undisturbed, monkey
 @every_agent
 def test_a_sigkill_at_a_random_moment(agent, settings, undisturbed):
   """One kill; for many, see benchmarks/soak.py."""
-  settings |= {'num_eval_workers': 1}
+  settings |= {'num_eval_workers': int(agent == AGENT)}
   rng = np.random.default_rng(list(agent.encode()))
   process, lines = start_child(agent, settings)
   # After the checkpoint is restored, or an iteration later; then at any moment of compiling,

@@ -14,7 +14,7 @@ def test_scripted_policies_play_well_without_random_actions(
   make_policy, _ = demo_policies.POLICIES[game]
   monkeypatch.setitem(demo_policies.POLICIES, game, (make_policy, 0.0))
   config = demo.Config(environment_name=game)
-  returns = [demo.play_episode(config, i).rewards.sum() for i in range(4)]
+  returns = [demo.play_episode(config, i)[1].rewards.sum() for i in range(4)]
   assert np.mean(returns) >= at_least
 
 

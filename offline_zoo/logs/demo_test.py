@@ -153,7 +153,7 @@ def checkpoint(tmp_path_factory):
     config = run_atari.Config(
       environment_name='breakout', replay_dir=str(directory / 'logs'), replay_cache_dir='none',
       results_csv_path=str(directory / 'results.csv'), num_iterations=1,
-      num_updates_per_iteration=1, eval_steps=1, eval_epsilon=1.0,
+      num_updates_per_iteration=1, eval_steps=1, eval_epsilon=1.0, num_eval_workers=0,
     )  # fmt: skip
     run_atari.main(config)
   return str(directory / 'checkpoint')

@@ -298,7 +298,7 @@ def test_bad_flags(settings, message):
 
 
 def test_the_commands(path, tmp_path, caplog):
-  caplog.set_level('INFO')
+  caplog.set_level('INFO', logger='absl')
   recorded.main(recorded.Config(('verify',), str(path), num_processes=1))
   recorded.main(recorded.Config(('expand',), str(path), str(tmp_path / 'logs'), num_processes=1))
   assert 'come out as recorded' in caplog.text and 'expanded to' in caplog.text
