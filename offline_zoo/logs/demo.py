@@ -54,10 +54,10 @@ class Config:
 @functools.lru_cache
 def _trained_policy(checkpoint_dir: str) -> Callable[[play.Game], int]:
   """What an agent of ours does, on the CPU: several processes could not share an accelerator."""
-  from offline_zoo.studies import evaluate  # which imports this module
+  from offline_zoo import trained_agent  # takes seconds, which few need
 
   with jax.default_device(jax.local_devices(backend='cpu')[0]):
-    agent = evaluate.restore(checkpoint_dir, eval_epsilon=0.0).agent
+    agent = trained_agent.restore(checkpoint_dir, eval_epsilon=0.0).agent
     params, key = jax.device_put(agent.get_state().online_params), jax.random.PRNGKey(0)
     act = jax.jit(agent.act)
   return lambda game: int(act(params, key, game.observation())[1])
@@ -126,10 +126,10 @@ def _check(config: Config) -> None:
   good = config.policy != 'scripted' or has_policy
   program.check(config, 'policy', good, f'only for {", ".join(demo_policies.POLICIES)}')
   if config.policy_checkpoint is not None:
-    from offline_zoo.studies import evaluate  # which imports this module
+    from offline_zoo import trained_agent  # takes seconds, which few need
 
     program.check(config, 'policy', config.policy is None, 'none beside --policy_checkpoint')
-    learnt = evaluate.restore(config.policy_checkpoint).config.environment_name
+    learnt = trained_agent.restore(config.policy_checkpoint).config.environment_name
     program.check(config, 'policy_checkpoint', learnt == game, f'an agent of {game}, not {learnt}')
   if config.epsilon is not None:
     program.check_in_unit_interval(config, 'epsilon')

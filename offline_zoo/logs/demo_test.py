@@ -8,10 +8,17 @@ import sys
 import numpy as np
 import pytest
 
-from offline_zoo import atari_env, networks, parts, processors, replay, testing
+from offline_zoo import (
+  atari_env,
+  networks,
+  parts,
+  processors,
+  replay,
+  testing,
+  trained_agent,
+)
 from offline_zoo.dqn import run_atari
 from offline_zoo.logs import demo, dqn_replay, play, recorded
-from offline_zoo.studies import evaluate
 
 pytestmark = pytest.mark.usefixtures('compiled_quickly')
 
@@ -173,7 +180,7 @@ def test_a_trained_agents_play_is_what_it_does_frame_by_frame(small, checkpoint)
   )
   recording, rows = demo.play_episode(config, 2)
   assert recording.epsilon == 0 and recording.choices.all() and (rows.probs == 1).all()
-  agent = evaluate.restore(checkpoint, eval_epsilon=0.0).agent
+  agent = trained_agent.restore(checkpoint, eval_epsilon=0.0).agent
   actions, limit = [], 4 * len(rows.actions)
   environment = atari_env.AtariEnv('breakout', sticky_action_probability=0.0, seed=9)
   loop = parts.run_loop(agent, environment, limit)

@@ -11,16 +11,13 @@ action agrees in all of that action's states and in none else.
 """
 
 import dataclasses
-import importlib
-import os
 import pathlib
-from typing import Any
 
 import jax
 import numpy as np
 from absl import logging
 
-from offline_zoo import atari_data, atari_env, checkpoints, evaluation, parts, program, replay
+from offline_zoo import atari_data, evaluation, parts, program, replay, trained_agent
 from offline_zoo.logs import demo
 from offline_zoo.studies import statistics
 
@@ -49,74 +46,9 @@ class Config:
     program.check_not_negative(self, 'num_states', 'seed')
 
 
-@dataclasses.dataclass(frozen=True)
-class Trained:
-  """An agent as a checkpoint has it.
-
-  Attributes:
-    name: of the agent.
-    config: its flags.
-    environment: its game.
-    agent: acts as in evaluation.
-    num_updates: that it has made.
-  """
-
-  name: str
-  config: Any
-  environment: atari_env.AtariEnv
-  agent: parts.Learner
-  num_updates: int
-
-
-def restore(
-  checkpoint_dir: str | os.PathLike,
-  which: str = 'last',
-  rom_dir: str | None = None,
-  eval_epsilon: float | None = None,
-) -> Trained:
-  """Makes the agent of a run as a checkpoint has it; it needs no logs for that.
-
-  Args:
-    checkpoint_dir: of the run.
-    which: 'last', 'best', or a number.
-    rom_dir: see `atari_env.rom_path`; None: the run's own.
-    eval_epsilon: rate of random actions in acting; None: the run's own.
-
-  Raises:
-    FileNotFoundError: there is no checkpoint, or no ROM.
-    ValueError: there is none of that number, or it is damaged, or of another version.
-  """
-  saved = checkpoints.Checkpoints(checkpoint_dir)
-  if not saved.exist():
-    raise FileNotFoundError(f'--checkpoint_dir={checkpoint_dir}: there is no checkpoint')
-  checkpoint = saved.restore() if which == 'last' else saved.restore_one(which)
-  assert checkpoint is not None
-  try:
-    name, flags = checkpoint.record['identity']['agent'], checkpoint.record['identity']['flags']
-    package = 'online' if name.startswith('online_') else name
-    if package == 'online':  # only what was learnt, not where the play was
-      checkpoint = checkpoint.part('learner')
-    module = importlib.import_module(f'offline_zoo.{package}.run_atari')
-    config = module.Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in flags.items()})
-  except (ImportError, KeyError, TypeError) as error:
-    raise ValueError(
-      f'{checkpoint.path}: not a checkpoint of this version of the package: {error!r}'
-    ) from error
-  if eval_epsilon is not None:
-    config = dataclasses.replace(config, eval_epsilon=eval_epsilon)
-  environment = atari_env.AtariEnv(
-    config.environment_name,
-    sticky_action_probability=config.sticky_action_probability,
-    rom_dir=rom_dir or config.rom_dir,
-    seed=0,
-  )
-  agent = module.make_agent(config, environment.action_spec().num_values, None)
-  state = checkpoint.state(agent.get_state())
-  agent.set_state(state)
-  return Trained(name, config, environment, agent, int(state.num_updates))
-
-
-def play(trained: Trained, episodes: int, seed: int, video_path: pathlib.Path | None) -> np.ndarray:
+def play(
+  trained: trained_agent.Trained, episodes: int, seed: int, video_path: pathlib.Path | None
+) -> np.ndarray:
   """Plays whole episodes; returns their returns [episodes].
 
   Args:
@@ -183,7 +115,7 @@ def agreement_table(chosen: np.ndarray, logged: np.ndarray, meanings: list[str])
   return '\n'.join(lines)
 
 
-def load_logs(config: Config, trained: Trained) -> replay.ReplayData | None:
+def load_logs(config: Config, trained: trained_agent.Trained) -> replay.ReplayData | None:
   """Loads the logs of --replay_dir, or else the run's own; None if these are no longer there."""
   flags = trained.config
   if config.replay_dir is not None:
@@ -212,7 +144,7 @@ def load_logs(config: Config, trained: Trained) -> replay.ReplayData | None:
 
 
 def main(config: Config) -> None:
-  trained = restore(config.checkpoint_dir or '', config.checkpoint, config.rom_dir)
+  trained = trained_agent.restore(config.checkpoint_dir or '', config.checkpoint, config.rom_dir)
   data = load_logs(config, trained) if config.num_states else None
   video_path = pathlib.Path(config.video_path) if config.video_path else None
   returns = play(trained, config.episodes, config.seed, video_path)

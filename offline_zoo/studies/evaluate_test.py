@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from offline_zoo import checkpoints, replay, testing
+from offline_zoo import checkpoints, replay, testing, trained_agent
 from offline_zoo.dqn import run_atari
 from offline_zoo.studies import evaluate
 
@@ -39,7 +39,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def trained(run):
-  return evaluate.restore(run / 'checkpoint')
+  return trained_agent.restore(run / 'checkpoint')
 
 
 def test_the_agent_is_as_the_checkpoint_has_it(run, trained):
@@ -49,7 +49,7 @@ def test_the_agent_is_as_the_checkpoint_has_it(run, trained):
   state = trained.agent.get_state()
   saved = checkpoints.Checkpoints(run / 'checkpoint').restore().state(state)
   chex.assert_trees_all_equal(state, saved)
-  first = evaluate.restore(run / 'checkpoint', '1')
+  first = trained_agent.restore(run / 'checkpoint', '1')
   assert first.num_updates == 3
   with pytest.raises(AssertionError):
     chex.assert_trees_all_equal(first.agent.get_state().online_params, saved.online_params)
@@ -57,9 +57,9 @@ def test_the_agent_is_as_the_checkpoint_has_it(run, trained):
 
 def test_a_rom_of_the_users_is_played(run, tmp_path):
   shutil.copy(ale_py.roms.get_rom_path('breakout'), tmp_path)
-  evaluate.restore(run / 'checkpoint', rom_dir=str(tmp_path))
+  trained_agent.restore(run / 'checkpoint', rom_dir=str(tmp_path))
   with pytest.raises(FileNotFoundError, match=r'--rom_dir=.*none: no breakout\.bin there'):
-    evaluate.restore(run / 'checkpoint', rom_dir=str(tmp_path / 'none'))
+    trained_agent.restore(run / 'checkpoint', rom_dir=str(tmp_path / 'none'))
 
 
 def test_episodes_are_a_function_of_seed_and_number(trained, tmp_path):
@@ -134,7 +134,7 @@ def test_the_program(run, capsys):
   settings = {'checkpoint_dir': str(run / 'checkpoint'), 'episodes': 2, 'num_states': 30}
   evaluate.main(evaluate.Config(**settings))
   score, _, *table = capsys.readouterr().out.splitlines()
-  trained = evaluate.restore(run / 'checkpoint')
+  trained = trained_agent.restore(run / 'checkpoint')
   returns = evaluate.play(trained, 2, 0, None)
   low, high = returns.mean() + np.array([-1, 1]) * 12.7062047 * np.abs(np.diff(returns)) / 2
   assert score == (
@@ -162,9 +162,9 @@ def test_bad_input_is_named(run, tmp_path):
   with pytest.raises(ValueError, match='--checkpoint_dir=None: expected the directory of a run'):
     evaluate.Config()
   with pytest.raises(FileNotFoundError, match='--checkpoint_dir=nowhere: there is no checkpoint'):
-    evaluate.restore('nowhere')
+    trained_agent.restore('nowhere')
   with pytest.raises(ValueError, match='no checkpoint 3; there are: 1, 2'):
-    evaluate.restore(run / 'checkpoint', '3')
+    trained_agent.restore(run / 'checkpoint', '3')
   config = {'checkpoint_dir': str(run / 'checkpoint'), 'replay_dir': str(tmp_path / 'none')}
   with pytest.raises(FileNotFoundError, match='none: no such replay directory'):
     evaluate.main(evaluate.Config(**config))
@@ -176,4 +176,4 @@ def test_bad_input_is_named(run, tmp_path):
   ):
     checkpoints.Checkpoints(tmp_path / 'other').save(state, record)
     with pytest.raises(ValueError, match=f'not a checkpoint of this version.*{message}'):
-      evaluate.restore(tmp_path / 'other')
+      trained_agent.restore(tmp_path / 'other')

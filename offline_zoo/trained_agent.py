@@ -1,0 +1,75 @@
+"""An agent as a checkpoint has it, to be evaluated, or to play what is logged."""
+
+import dataclasses
+import importlib
+import os
+from typing import Any
+
+from offline_zoo import atari_env, checkpoints, parts
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+  """An agent as a checkpoint has it.
+
+  Attributes:
+    name: of the agent.
+    config: its flags.
+    environment: its game.
+    agent: acts as in evaluation.
+    num_updates: that it has made.
+  """
+
+  name: str
+  config: Any
+  environment: atari_env.AtariEnv
+  agent: parts.Learner
+  num_updates: int
+
+
+def restore(
+  checkpoint_dir: str | os.PathLike,
+  which: str = 'last',
+  rom_dir: str | None = None,
+  eval_epsilon: float | None = None,
+) -> Trained:
+  """Makes the agent of a run as a checkpoint has it; it needs no logs for that.
+
+  Args:
+    checkpoint_dir: of the run.
+    which: 'last', 'best', or a number.
+    rom_dir: see `atari_env.rom_path`; None: the run's own.
+    eval_epsilon: rate of random actions in acting; None: the run's own.
+
+  Raises:
+    FileNotFoundError: there is no checkpoint, or no ROM.
+    ValueError: there is none of that number, or it is damaged, or of another version.
+  """
+  saved = checkpoints.Checkpoints(checkpoint_dir)
+  if not saved.exist():
+    raise FileNotFoundError(f'--checkpoint_dir={checkpoint_dir}: there is no checkpoint')
+  checkpoint = saved.restore() if which == 'last' else saved.restore_one(which)
+  assert checkpoint is not None
+  try:
+    name, flags = checkpoint.record['identity']['agent'], checkpoint.record['identity']['flags']
+    package = 'online' if name.startswith('online_') else name
+    if package == 'online':  # only what was learnt, not where the play was
+      checkpoint = checkpoint.part('learner')
+    module = importlib.import_module(f'offline_zoo.{package}.run_atari')
+    config = module.Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in flags.items()})
+  except (ImportError, KeyError, TypeError) as error:
+    raise ValueError(
+      f'{checkpoint.path}: not a checkpoint of this version of the package: {error!r}'
+    ) from error
+  if eval_epsilon is not None:
+    config = dataclasses.replace(config, eval_epsilon=eval_epsilon)
+  environment = atari_env.AtariEnv(
+    config.environment_name,
+    sticky_action_probability=config.sticky_action_probability,
+    rom_dir=rom_dir or config.rom_dir,
+    seed=0,
+  )
+  agent = module.make_agent(config, environment.action_spec().num_values, None)
+  state = checkpoint.state(agent.get_state())
+  agent.set_state(state)
+  return Trained(name, config, environment, agent, int(state.num_updates))
