@@ -13,10 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from offline_zoo import networks, parts, processors, replay, results, testing
+from offline_zoo import networks, parts, processors, replay, results, testing, trained_agent
 from offline_zoo.logs import dqn_replay, play, play_test, recorded
 from offline_zoo.online import learner, run_atari
-from offline_zoo.studies import evaluate
 
 pytestmark = pytest.mark.usefixtures('compiled_quickly')
 
@@ -263,7 +262,7 @@ def test_every_agent_learns_and_goes_on(agent: str, tmp_path):
   assert [row['frame'] for row in rows(settings)] == ['480', '560']
   assert float(rows(settings)[-1]['loss']) > 0
   # Its checkpoint is one that can be evaluated and played from.
-  trained = evaluate.restore(recording(settings).with_name('checkpoint'))
+  trained = trained_agent.restore(recording(settings).with_name('checkpoint'))
   assert (trained.name, trained.num_updates) == (f'online_{agent}', 10)
   _, greedy, _ = trained.agent.act(
     trained.agent.get_state().online_params, jax.random.PRNGKey(0), np.zeros((84, 84, 4), np.uint8)
