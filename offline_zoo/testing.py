@@ -28,6 +28,7 @@ import optax
 
 from offline_zoo import evaluation, networks, processors, replay
 from offline_zoo.logs import dqn_replay, rl_unplugged
+from offline_zoo.logs.shard import NUM_PADDING_ROWS
 
 # Every directory with an agent.py is an agent, and what tests say of all agents holds for it.
 AGENTS = sorted(path.parent.name for path in pathlib.Path(__file__).parent.glob('*/agent.py'))
@@ -216,7 +217,7 @@ def write_rl_unplugged(path: pathlib.Path, shard: dqn_replay.Shard) -> None:
   ends = np.flatnonzero(shard.terminal[: shard.num_rows]) + 1
   with gzip.open(path, 'wb', compresslevel=1) as file:
     for start, end in itertools.pairwise([0, *ends]):
-      rows = slice(start + dqn_replay.NUM_PADDING_ROWS, end)
+      rows = slice(start + NUM_PADDING_ROWS, end)
       frames = shard.observation[rows]
       pngs = [cv2.imencode('.png', frame)[1].tobytes() for frame in frames]
       features = {

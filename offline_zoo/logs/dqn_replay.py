@@ -43,8 +43,8 @@ from isal import igzip
 
 from offline_zoo.atari_data import FRAME_SHAPE, STACK_SIZE
 from offline_zoo.logs import shard
+from offline_zoo.logs.shard import NUM_PADDING_ROWS
 
-NUM_PADDING_ROWS = STACK_SIZE - 1
 MAX_ROWS = 2**24  # of a shard: seventeen times what the public ones have
 
 # Column of a shard: dtype and shape of a row.

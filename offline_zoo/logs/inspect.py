@@ -18,10 +18,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from offline_zoo import atari_env, episodes, evaluation, logs, parts, program, replay, results
+from offline_zoo import atari_env, episodes, evaluation, logs, program, replay, results
 from offline_zoo.atari_data import FRAME_SHAPE, NUM_ACTION_REPEATS, STACK_SIZE
 from offline_zoo.encoding import frame_store, replay_cache
 from offline_zoo.encoding import shards as encoded_shards
+from offline_zoo.logs import play
 from offline_zoo.logs import shard as log_shard
 from offline_zoo.studies import report
 
@@ -31,7 +32,6 @@ _MAX_REWARDS = 8
 _SHEET_SHAPE = (4, 8)  # frames
 _FRAMES_PER_SECOND = 60 // NUM_ACTION_REPEATS  # the game's own speed
 _FRAMES_PER_PIECE = 1000
-_MAX_STEPS = parts.MAX_FRAMES_PER_EPISODE // NUM_ACTION_REPEATS
 # A frame's ids times these add up to 64 bits by which it is told from others.
 _FACTORS = np.random.default_rng(0).integers(2**64, size=frame_store.NUM_BANDS, dtype=np.uint64)
 
@@ -169,10 +169,10 @@ def suspicions(summaries: Sequence[Summary], action_meanings: Sequence[str] | No
   if not len(returns):
     found.append('no episode lies whole within a shard')
   for summary in summaries:
-    if (longest := summary.of_episodes.lengths.max()) > _MAX_STEPS:
+    if (longest := summary.of_episodes.lengths.max()) > play.MAX_STEPS_PER_EPISODE:
       found.append(
         f'shard {summary.number} has an episode of {longest:,} steps; the protocol ends one after '
-        f'{_MAX_STEPS:,}'
+        f'{play.MAX_STEPS_PER_EPISODE:,}'
       )
   for count, what in (
     (sum(s.num_unpadded for s in summaries), 'episodes begin without three blank rows: nothing '

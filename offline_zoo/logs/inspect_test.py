@@ -11,7 +11,7 @@ import pytest
 
 from offline_zoo import testing
 from offline_zoo.encoding import shards as encoded_shards
-from offline_zoo.logs import dqn_replay, inspect
+from offline_zoo.logs import dqn_replay, inspect, play
 from offline_zoo.logs.shard import CUT
 
 
@@ -147,7 +147,7 @@ def test_what_is_suspicious(tmp_path, columns, found):
 
 
 def test_an_episode_that_never_ends(tmp_path, monkeypatch):
-  monkeypatch.setattr(inspect, '_MAX_STEPS', 7)
+  monkeypatch.setattr(play, 'MAX_STEPS_PER_EPISODE', 7)
   assert inspect.suspicions(write(tmp_path), None) == []
   lines = inspect.suspicions(write(tmp_path, terminal=(9, 0)), None)
   assert lines[0] == 'shard 0 has an episode of 17 steps; the protocol ends one after 7'

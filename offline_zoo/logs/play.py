@@ -21,10 +21,9 @@ from typing import TypeVar
 
 import numpy as np
 
-from offline_zoo import atari_data, atari_env, processors
+from offline_zoo import atari_data, atari_env, parts, processors
 
-# As `parts.run_loop` cuts episodes.
-MAX_STEPS_PER_EPISODE = 27_000
+MAX_STEPS_PER_EPISODE = parts.MAX_FRAMES_PER_EPISODE // atari_data.NUM_ACTION_REPEATS
 
 Item = TypeVar('Item')
 Result = TypeVar('Result')

@@ -45,12 +45,11 @@ from absl import logging
 from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
 from isal import igzip, igzip_lib
 
-from offline_zoo.atari_data import FRAME_SHAPE, STACK_SIZE
+from offline_zoo.atari_data import FRAME_SHAPE
 from offline_zoo.logs import shard
 from offline_zoo.logs.dqn_replay import MAX_ROWS
-from offline_zoo.logs.shard import CUT, TERMINAL
+from offline_zoo.logs.shard import CUT, NUM_PADDING_ROWS, TERMINAL
 
-_NUM_PADDING_ROWS = STACK_SIZE - 1
 # The longest episode has 27,000 steps, whose PNGs may have 4,970 bytes each.
 _MAX_RECORD_BYTES = 2**27
 # What no PNG of a frame is smaller than.
@@ -337,7 +336,7 @@ class CheckpointFiles:
     `shard.LogShard`; errors name the record, too.
     """
     limit = MAX_ROWS if max_rows is None else min(max_rows, MAX_ROWS)
-    padding = np.zeros(_NUM_PADDING_ROWS)
+    padding = np.zeros(NUM_PADDING_ROWS)
     actions, rewards, terminals = [], [], []
     num_rows = num_odd = 0
     for episode in self._read_episodes():
@@ -345,7 +344,7 @@ class CheckpointFiles:
       rewards += [padding, episode.rewards]
       terminals += [padding, episode.terminals]
       num_odd += episode.terminals[-1] == TERMINAL and episode.last_reward != 0
-      num_rows += _NUM_PADDING_ROWS + len(episode.pngs)
+      num_rows += NUM_PADDING_ROWS + len(episode.pngs)
       if num_rows >= limit:
         shard.expect(limit < MAX_ROWS, episode.where, f'fewer than {limit} rows', num_rows)
         break
@@ -368,10 +367,10 @@ class CheckpointFiles:
     """Yields the first frames as `_decode` takes them."""
     left = num_frames
     for episode in self._read_episodes():
-      pngs = ([b''] * _NUM_PADDING_ROWS + episode.pngs)[:left]
+      pngs = ([b''] * NUM_PADDING_ROWS + episode.pngs)[:left]
       for start in range(0, len(pngs), _FRAMES_PER_PIECE):
         piece = pngs[start : start + _FRAMES_PER_PIECE]
-        yield episode.where, start - _NUM_PADDING_ROWS, piece
+        yield episode.where, start - NUM_PADDING_ROWS, piece
       left -= len(pngs)
       if not left:
         return

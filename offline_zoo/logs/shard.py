@@ -14,6 +14,9 @@ from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
+from offline_zoo.atari_data import STACK_SIZE
+
+NUM_PADDING_ROWS = STACK_SIZE - 1  # of zeros, before each episode's first frame
 MAX_ACTION = 255  # what the replay has room for
 # What `terminal` is in an episode's last row: the episode ended with it, or it was cut, and what
 # followed is in no row.

@@ -14,10 +14,10 @@ import numpy as np
 import psutil
 
 from offline_zoo import replay
-from offline_zoo.atari_data import FRAME_SHAPE, STACK_SIZE
+from offline_zoo.atari_data import FRAME_SHAPE
 from offline_zoo.encoding import frame_store
+from offline_zoo.logs.shard import NUM_PADDING_ROWS
 
-NUM_PADDING_ROWS = STACK_SIZE - 1
 # Shorter episodes than of 16 seconds, on average, would make it forget sooner than it must.
 ROWS_PER_EPISODE = 64
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from offline_zoo import parts, processors, program
-from offline_zoo.logs import play, recorded
+from offline_zoo.logs import play, recorded, shard
 from offline_zoo.online import growing_replay
 
 
@@ -138,7 +138,7 @@ class OnlineLearner:
       self._recording.add(episode)
     # Only what reaches into the replay; blank rows stand before each episode.
     num_rows = np.cumsum(
-      [0, *(growing_replay.NUM_PADDING_ROWS + len(episode.actions) for episode in episodes)]
+      [0, *(shard.NUM_PADDING_ROWS + len(episode.actions) for episode in episodes)]
     )
     forgotten = max(num_rows[-1] - self._replay_capacity, 0)
     first = int(np.searchsorted(num_rows, forgotten, side='right')) - 1
