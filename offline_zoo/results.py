@@ -204,6 +204,48 @@ class TensorBoard:
     self._num_rows = len(rows)
 
 
+# Flags that may have other values when a run is resumed.
+_FREE = (
+  'checkpoint_dir', 'compilation_cache_dir', 'debug', 'jax_platform_name', 'num_eval_workers',
+  'num_iterations', 'num_processes', 'replay_cache_dir', 'replay_dir', 'replay_memory_gb',
+  'results_csv_path', 'tensorboard_dir', 'video_dir',
+)  # fmt: skip
+
+
+def _flag_values(config: parts.Config) -> dict[str, Any]:
+  """A Config's values as JSON gives them back, so that stored ones compare equal."""
+  return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def _differing(theirs: dict[str, Any], ours: dict[str, Any]) -> list[str]:
+  """Names of flags that make two runs of one agent different ones."""
+  return [
+    name for name in sorted({*ours, *theirs} - {*_FREE}) if theirs.get(name) != ours.get(name)
+  ]
+
+
+def read_rows(config: parts.Config, agent_name: str) -> list[dict[str, str]]:
+  """Reads the CSV of the run with these flags as it is now, locking nothing.
+
+  Args:
+    config: an agent's Config, with a `results_csv_path`.
+    agent_name: the name of its directory.
+
+  Returns:
+    The rows; none where there are none, or what is there is damaged or of another run. The run
+    itself says then what is the matter.
+  """
+  path = pathlib.Path(config.results_csv_path or '')
+  try:
+    stored = json.loads(checkpoints.read_text_file(path.with_name('config.json')))
+    if stored['agent'] != agent_name or _differing(stored['flags'], _flag_values(config)):
+      return []
+    text = checkpoints.read_text_file(path).decode()
+    return [*csv.DictReader(io.StringIO(text), strict=True)]
+  except (AttributeError, KeyError, OSError, RecursionError, TypeError, ValueError, csv.Error):
+    return []
+
+
 def _member(place: pathlib.Path, stored: Any, name: str) -> Any:
   """A member of a JSON object that was read from a file; a ValueError if it is not there."""
   if not isinstance(stored, dict) or name not in stored:
@@ -256,13 +298,6 @@ class Results:
     progress: how far the run is: what the checkpoint says that it goes on from, or the beginning.
   """
 
-  # Flags that may have other values when a run is resumed.
-  _FREE = (
-    'checkpoint_dir', 'compilation_cache_dir', 'debug', 'jax_platform_name', 'num_eval_workers',
-    'num_iterations', 'num_processes', 'replay_cache_dir', 'replay_dir', 'replay_memory_gb',
-    'results_csv_path', 'tensorboard_dir', 'video_dir',
-  )  # fmt: skip
-
   def __init__(self, config: parts.Config, agent_name: str):
     """Checks what can be checked before data is loaded; writes nothing yet.
 
@@ -298,9 +333,7 @@ class Results:
       self._tensorboard = TensorBoard(directory / below)
     self._directories = (self._csv.path.parent, self._checkpoints.directory)
     self._check_paths_are_apart()
-    # As JSON gives it back, so that a stored one compares equal.
-    flag_values = json.loads(json.dumps(dataclasses.asdict(config)))
-    self._identity = {'agent': agent_name, 'flags': flag_values}
+    self._identity: dict[str, Any] = {'agent': agent_name, 'flags': _flag_values(config)}
 
     self._locks: dict[str, io.FileIO] = {}
     for directory in self._directories:
@@ -382,9 +415,8 @@ class Results:
     if not isinstance(flags, dict):
       raise ValueError(f'{place}: damaged, or not ours: its flags are {flags}')
     ours = self._identity['flags']
-    for name in sorted({*ours, *flags} - {*self._FREE}):
-      if flags.get(name) != ours.get(name):
-        raise self._other_run(place, f'--{name}', flags.get(name), ours.get(name))
+    for name in _differing(flags, ours)[:1]:
+      raise self._other_run(place, f'--{name}', flags.get(name), ours.get(name))
 
   def _other_run(self, place: pathlib.Path, name: str, theirs: Any, ours: Any) -> ValueError:
     return ValueError(

@@ -10,18 +10,24 @@ in states drawn uniformly from the logs' valid rows. A policy that always does t
 action agrees in all of that action's states and in none else.
 """
 
+import csv
 import dataclasses
+import io
+import os
 import pathlib
 
 import jax
 import numpy as np
 from absl import logging
 
-from offline_zoo import atari_data, evaluation, parts, program, replay, trained_agent
+from offline_zoo import atari_data, evaluation, parts, program, replay, results, trained_agent
 from offline_zoo.logs import demo
 from offline_zoo.studies import statistics
 
 _BATCH_SIZE = 100  # states
+EPISODE_COLUMNS = (
+  'agent', 'environment_name', 'seed', 'num_updates', 'eval_seed', 'episode', 'episode_return',
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +37,7 @@ class Config:
   checkpoint_dir: str | None = None  # of a run; beside its CSV unless that said otherwise
   checkpoint: str = 'last'  # last; best, by the run's own evaluations; or 7 for step_7
   episodes: int = 20  # whole ones to play
+  csv_path: str | None = None  # where to write each episode's return
   video_path: str | None = None  # where to record the first episode, as MP4
   num_states: int = 10_000  # logged states to compare actions in; 0: none
   replay_dir: str | None = None  # the logs to compare with; default: the run's own
@@ -64,6 +71,17 @@ def play(
     episode = evaluation.play_episode(trained.agent, trained.environment, seeds, path)
     returns.append(episode.episode_return)
   return np.array(returns)
+
+
+def returns_csv(trained: trained_agent.Trained, returns: np.ndarray, seed: int) -> str:
+  """Writes returns [episodes] down as CSV, a row an episode; `eval_seed` is that of `play`."""
+  text = io.StringIO()
+  writer = csv.writer(text, lineterminator='\n')
+  writer.writerow(EPISODE_COLUMNS)
+  of_all = (trained.name, trained.config.environment_name, trained.config.seed, trained.num_updates)
+  for number, episode_return in enumerate(returns.tolist(), start=1):
+    writer.writerow([*of_all, seed, number, episode_return])
+  return text.getvalue()
 
 
 def compare_actions(
@@ -148,6 +166,11 @@ def main(config: Config) -> None:
   data = load_logs(config, trained) if config.num_states else None
   video_path = pathlib.Path(config.video_path) if config.video_path else None
   returns = play(trained, config.episodes, config.seed, video_path)
+  if config.csv_path is not None:
+    csv_path = pathlib.Path(config.csv_path)
+    text = returns_csv(trained, returns, config.seed)
+    # A run may be writing in the same directory.
+    results.write_atomically(csv_path, text, f'.{csv_path.name}-{os.getpid()}.partial')
   low, high = statistics.mean_interval(returns)
   interval = f' [{low:.1f}, {high:.1f}]' if len(returns) > 1 else ''
   game = trained.config.environment_name

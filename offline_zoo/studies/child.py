@@ -1,0 +1,27 @@
+"""Becomes a program that is told to end when the process that started it ends, even by SIGKILL.
+
+  python -m offline_zoo.studies.child <pid of that process> <cores, such as 0,1> <niceness> \
+    offline_zoo.dqn.run_atari --environment_name=pong ...
+
+The program, and whatever it starts, runs on these cores alone. Linux sends it SIGTERM.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+
+_PR_SET_PDEATHSIG = 1  # prctl(2); kept by exec
+
+
+def main(parent: str, cores: str, niceness: str, *program: str) -> None:
+  ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+  if os.getppid() != int(parent):  # which ended before that call
+    sys.exit(128 + signal.SIGTERM)
+  os.sched_setaffinity(0, map(int, cores.split(',')))
+  os.nice(int(niceness))
+  os.execv(sys.executable, [sys.executable, '-m', *program])
+
+
+if __name__ == '__main__':
+  main(*sys.argv[1:])

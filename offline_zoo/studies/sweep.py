@@ -1,0 +1,832 @@
+r"""Runs agents x seeds on many logs, each as a `run_atari` of its own, and goes on where it ended.
+
+  python -m offline_zoo.studies.sweep sweep.toml --num_parallel=2
+
+A sweep is described by a file such as
+
+  directory = 'runs/laptop'
+  agents = ['dqn', 'cql']
+  seeds = [1, 2]
+  flagfile = 'laptop.flags'           # if any: its name in each agent's directory
+  flags = ['--num_iterations=20']     # if any: of every run
+  evaluate = 20                       # if any: episodes of a last evaluation of what was learnt
+
+  [[data]]                            # as often as there are logs, or parts of logs, to learn from
+  name = 'freeway_mixed'
+  environment_name = 'freeway'
+  replay_dir = 'runs/laptop/freeway_mixed/logs'
+  make = ['logs.demo', '--num_transitions=50000']  # if any: a program of ours that makes the logs
+
+  [[data]]
+  name = 'freeway_30k'
+  environment_name = 'freeway'
+  replay_dir = 'runs/laptop/freeway_mixed/logs'
+  flags = ['--max_random_transitions=30000']       # if any: of the runs on this data
+  agents = ['cql']                    # if other ones than above; seeds likewise
+
+Paths are relative to where the command is given. Programs that make logs are given --replay_dir
+and, if they have it, --environment_name; they are started where the logs are missing. A run is in
+<directory>/<name>/<agent>/<seed>: its results.csv, config.json and checkpoint, evaluation.csv with
+the last evaluation's episodes, and log.txt, which is locked for as long as anything runs there.
+
+What is finished is not run again, so the same command goes on after any end of the sweep. What
+failed is tried again when all else has begun. Several sweeps, on several machines, may share a
+directory, if locks (flock) work there.
+
+On a cluster, where the directories must be everywhere the same, one sweep hands its runs to Ray:
+
+  python -m offline_zoo.studies.sweep sweep.toml --ray_address=auto --gpus_per_run=0.5
+
+and with Slurm each run is a task of an array, whose script is written by
+
+  python -m offline_zoo.studies.sweep sweep.toml --slurm_path=sweep.sh
+"""
+
+import collections
+import csv
+import dataclasses
+import datetime
+import fcntl
+import functools
+import heapq
+import importlib
+import os
+import pathlib
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, BinaryIO, NamedTuple, Protocol
+
+from absl import flags, logging
+
+from offline_zoo import atari_data, parts, program, results
+from offline_zoo.studies import evaluate
+
+_PACKAGE = pathlib.Path(__file__).parents[1]
+_PATIENCE = 0.2  # seconds until it is looked again whether something has ended
+_REDRAWN_EVERY = 5.0  # seconds, on a terminal
+_MAX_TAIL_BYTES = 2**16  # of a log, to look for an error in
+_JAX_MEMORY_FRACTION = 0.75  # of a GPU, as JAX's processes claim it
+# Programs whose logs appear when they are complete; a download's do not.
+_LOG_MAKERS = ('logs.demo', 'logs.recorded')
+# Flags of a run that the sweep gives.
+_GIVEN = ('environment_name', 'replay_dir', 'seed', 'results_csv_path', 'checkpoint_dir')
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """How to run which sweep; each field but the first is a flag."""
+
+  # What
+
+  paths: tuple[str, ...]
+  index: int | None = None  # runs this one alone; numbers as --dry_run prints them
+  dry_run: bool = False  # only checks all, prints each run's command and how far it is
+  num_retries: int = 2  # of a run that failed
+
+  # Here
+
+  num_parallel: int = 1  # runs at a time, each on cores of its own
+  niceness: int = 0  # added to that of the runs; 19: they yield to everything
+  minutes_between_tables: float = 10.0  # where the output is no terminal
+
+  # On a cluster
+
+  ray_address: str | None = None  # of the cluster's head; auto: this machine is part of it
+  gpus_per_run: float = 0.0  # Ray: may be a fraction
+  cpus_per_run: float = 1.0  # Ray: for its count only; cores are not pinned
+  slurm_path: str | None = None  # writes a script for sbatch here, and runs nothing
+
+  debug: bool = False  # tracebacks for errors
+
+  def __post_init__(self):
+    if len(self.paths) != 1:
+      raise ValueError(f'expected one file that describes a sweep, got {len(self.paths)}')
+    program.check_positive(self, 'num_parallel', 'minutes_between_tables')
+    program.check_not_negative(self, 'num_retries', 'niceness', 'gpus_per_run', 'cpus_per_run')
+    program.check(self, 'index', self.index is None or self.index >= 0, '0 or more')
+    num_cores = len(os.sched_getaffinity(0))
+    good = self.num_parallel <= num_cores
+    program.check(self, 'num_parallel', good, f'at most {num_cores}, the number of cores')
+
+
+# What is to be run.
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """One agent's learning on one of the data sets with one seed.
+
+  Attributes:
+    data: the name of the data set.
+    agent: the name of its directory.
+    config: the agent's Config.
+    words: its program and flags.
+    make: the program, and its flags, that makes the logs if they are missing; None: they are there.
+    num_eval_episodes: of the last evaluation; 0: there is none.
+  """
+
+  data: str
+  agent: str
+  config: Any
+  words: tuple[str, ...]
+  make: tuple[str, ...] | None
+  num_eval_episodes: int
+
+  def __str__(self) -> str:
+    return f'{self.data}/{self.agent}/{self.config.seed}'
+
+  @property
+  def directory(self) -> pathlib.Path:
+    """Names where its results are."""
+    return pathlib.Path(self.config.results_csv_path).parent
+
+  @property
+  def num_updates(self) -> int:
+    """Counts the updates of all its iterations."""
+    return self.config.num_iterations * self.config.num_updates_per_iteration
+
+
+_STRINGS = 'a list of strings'
+_KEYS = {
+  'directory': 'a string', 'agents': _STRINGS, 'seeds': 'a list of integers', 'flags': _STRINGS,
+  'flagfile': 'a string', 'evaluate': 'a number of episodes', 'data': 'a list of tables',
+}  # fmt: skip
+_DATA_KEYS = {
+  'name': 'a string', 'environment_name': 'a string', 'replay_dir': 'a string', 'make': _STRINGS,
+  'flags': _STRINGS, 'agents': _STRINGS, 'seeds': 'a list of integers',
+}  # fmt: skip
+
+
+def _check_table(table: dict[str, Any], keys: Mapping[str, str], needed: Sequence[str]) -> None:
+  """Checks that a table of the file has these keys alone, with values of these kinds."""
+
+  def are(kind: type, value: Any) -> bool:
+    return type(value) is list and bool(value) and all(type(item) is kind for item in value)
+
+  is_a: dict[str, Callable[[Any], bool]] = {
+    'a string': lambda value: type(value) is str and bool(value),
+    'a number of episodes': lambda value: type(value) is int and value > 0,
+    _STRINGS: functools.partial(are, str),
+    'a list of integers': functools.partial(are, int),
+    'a list of tables': functools.partial(are, dict),
+  }
+  for name, value in table.items():
+    if name not in keys:
+      raise ValueError(f'unknown key {name!r}; there are {", ".join(keys)}')
+    if not is_a[keys[name]](value):
+      raise ValueError(f'{name} = {value!r}: expected {keys[name]}')
+    if name in ('agents', 'seeds') and len({*value}) < len(value):
+      raise ValueError(f'{name} = {value!r}: one is there twice')
+  for name in needed:
+    if name not in table:
+      raise ValueError(f'no {name}; expected {keys[name]}')
+
+
+def _check_flags(words: Sequence[str]) -> None:
+  for word in words:
+    if not re.match(r'--?\w', word):
+      raise ValueError(f'flags: expected such as --name=value, got {word!r}')
+    if (name := word.lstrip('-').partition('=')[0]) in _GIVEN:
+      raise ValueError(f'flags: the sweep itself gives --{name}')
+
+
+def _make_words(words: Sequence[str], given: Mapping[str, str]) -> tuple[str, ...]:
+  """Checks a program that makes logs, and gives it those of the flags that it has."""
+  name, *rest = words
+  if name not in _LOG_MAKERS:
+    raise ValueError(f'make: expected {" or ".join(_LOG_MAKERS)} and its flags, got {name!r}')
+  flag_values = flags.FlagValues()
+  config_class = importlib.import_module(f'offline_zoo.{name}').Config
+  program.define_flags(config_class, flag_values=flag_values)
+  _check_flags([word for word in rest if word.startswith('-')])
+  try:
+    flag_values([name, *rest])
+  except flags.Error as error:
+    raise ValueError(f'make: {error}') from error
+  return name, *rest, *(f'--{k}={v}' for k, v in given.items() if k in flag_values)
+
+
+def _run(sweep: dict[str, Any], data: dict[str, Any], agent: str, seed: int) -> Run:
+  """Makes one run of the file's tables; checks its flags."""
+  if not (_PACKAGE / agent / 'agent.py').is_file():
+    agents = ', '.join(sorted(path.parent.name for path in _PACKAGE.glob('*/agent.py')))
+    raise ValueError(f'unknown agent {agent!r}; there are {agents}')
+  directory = pathlib.Path(sweep['directory'], data['name'], agent, str(seed))
+  given = {name: data[name] for name in ('environment_name', 'replay_dir')}
+  words = [
+    *([f'--flagfile={_PACKAGE / agent / sweep["flagfile"]}'] if 'flagfile' in sweep else []),
+    *sweep.get('flags', []), *data.get('flags', []), *(f'--{k}={v}' for k, v in given.items()),
+    f'--seed={seed}', f'--results_csv_path={directory / "results.csv"}',
+  ]  # fmt: skip
+  module = f'{agent}.run_atari'
+  config_class = importlib.import_module(f'offline_zoo.{module}').Config
+  try:
+    config = program.parse_config(config_class, shlex.join(words))
+  except ValueError as error:
+    raise ValueError(f'{agent}: {error}') from error
+  make = _make_words(data['make'], given) if 'make' in data else None
+  return Run(data['name'], agent, config, (module, *words), make, sweep.get('evaluate', 0))
+
+
+def read(path: pathlib.Path) -> list[Run]:
+  """Reads what a file says is to be run, and checks all of it.
+
+  Returns:
+    The runs, in the file's order: data by data, seed by seed, agent by agent.
+
+  Raises:
+    ValueError: the file is not as the module's documentation says, or a program has no such flag.
+    OSError: it cannot be read.
+  """
+  with open(path, 'rb') as file:
+    try:
+      sweep = tomllib.load(file)
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+      raise ValueError(f'{path}: not TOML: {error}') from error
+  runs: dict[str, list[Run]] = {}
+  place = str(path)
+  try:
+    _check_table(sweep, _KEYS, ('directory', 'data'))
+    _check_flags(sweep.get('flags', []))
+    for number, data in enumerate(sweep['data'], start=1):
+      place = f'{path}: data {number}'
+      defaults = {name: sweep[name] for name in ('agents', 'seeds') if name in sweep}
+      _check_table(
+        defaults | data, _DATA_KEYS, [k for k in _DATA_KEYS if k not in ('make', 'flags')]
+      )
+      data = defaults | data
+      place = f'{path}: data {data["name"]!r}'
+      if not re.fullmatch(r'\w[\w.-]*', data['name']):
+        raise ValueError('expected a name of letters, digits and _.-, as it names a directory')
+      if data['name'] in runs:
+        raise ValueError('there are two of this name')
+      atari_data.game(data['environment_name'])
+      _check_flags(data.get('flags', []))
+      if 'make' not in data and not os.path.isdir(data['replay_dir']):
+        raise ValueError(f'there are no logs at {data["replay_dir"]}, and no make')
+      runs[data['name']] = [
+        _run(sweep, data, agent, seed) for seed in data['seeds'] for agent in data['agents']
+      ]
+  except ValueError as error:
+    raise ValueError(f'{place}: {error}') from error
+  return [run for of_data in runs.values() for run in of_data]
+
+
+# How far a run is, and what comes next: told by its files, whoever runs it.
+
+
+class Progress(NamedTuple):
+  """How far a run is.
+
+  Attributes:
+    iterations: that are finished.
+    seconds: wall time that they took.
+  """
+
+  iterations: int
+  seconds: float
+
+
+def progress_of(run: Run) -> Progress:
+  """Finds how far a run is."""
+  try:
+    seconds = 0.0
+    rows = results.read_rows(run.config, run.agent)
+    for row in rows:
+      learning = run.config.num_updates_per_iteration / float(row['updates_per_second'])
+      evaluating = float(row['seconds']) - learning
+      beside = run.config.num_eval_workers != 0  # evaluation goes on beside learning
+      seconds += max(learning, evaluating) if beside else learning + evaluating
+  except (KeyError, TypeError, ValueError, ZeroDivisionError):  # the run itself says what it is
+    return Progress(0, 0.0)
+  return Progress(len(rows), seconds)
+
+
+def _is_evaluated(run: Run) -> bool:
+  """Whether the last evaluation is there, and is of what was learnt last."""
+  expected = (run.agent, run.config.environment_name, str(run.config.seed), str(run.num_updates))
+  try:
+    with open(run.directory / 'evaluation.csv', newline='') as file:
+      header, *rows = csv.reader(file)
+  except (OSError, ValueError):
+    return False
+  return (
+    tuple(header) == evaluate.EPISODE_COLUMNS
+    and len(rows) == run.num_eval_episodes
+    and all(tuple(row[:4]) == expected for row in rows)
+  )
+
+
+class Step(NamedTuple):
+  """A program to run, and the log that it writes, which is locked meanwhile."""
+
+  words: tuple[str, ...]
+  log: pathlib.Path
+
+
+def next_step(run: Run) -> Step | None:
+  """Finds what is to be done next for a run; None if it is finished."""
+  log = run.directory / 'log.txt'
+  config = run.config
+  if progress_of(run).iterations < config.num_iterations:
+    replay_dir = pathlib.Path(config.replay_dir)
+    if run.make is not None and not replay_dir.exists():
+      return Step(run.make, replay_dir.with_name(f'{replay_dir.name}.log.txt'))
+    return Step(run.words, log)
+  if run.num_eval_episodes and not _is_evaluated(run):
+    values = {
+      'checkpoint_dir': run.directory / 'checkpoint', 'num_states': 0,
+      'episodes': run.num_eval_episodes, 'csv_path': run.directory / 'evaluation.csv',
+      'jax_platform_name': config.jax_platform_name,
+      'compilation_cache_dir': config.compilation_cache_dir,
+    }  # fmt: skip
+    words = [f'--{name}={value}' for name, value in values.items() if value is not None]
+    return Step(('studies.evaluate', *words), log)
+  return None
+
+
+def _lock(log: pathlib.Path) -> BinaryIO | None:
+  """Opens and locks a log until it is closed, here and in what writes it; None if it is locked."""
+  log.parent.mkdir(parents=True, exist_ok=True)
+  file = open(log, 'ab')  # noqa: SIM115
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    file.close()
+    return None
+  except OSError as error:
+    file.close()
+    raise OSError(error.errno, error.strerror, str(log)) from error
+  return file
+
+
+def _is_locked(log: pathlib.Path) -> bool:
+  try:
+    with open(log, 'rb') as file:
+      fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+  except BlockingIOError:
+    return True
+  except FileNotFoundError:
+    pass
+  return False
+
+
+# Running it.
+
+
+class Attempt(Protocol):
+  """A run, or the next step of it, that has been started."""
+
+  run: Run
+
+  def error(self) -> str | None:
+    """Says why it failed, '' if it ended well; None while it runs."""
+
+
+class Executor(Protocol):
+  """Where runs are run; a context, whose end stops what has not ended."""
+
+  def __enter__(self) -> 'Executor': ...
+  def __exit__(self, *unused) -> None: ...
+  def has_room(self) -> bool:
+    """Whether it takes one more."""
+
+  def start(self, run: Run) -> Attempt | None:
+    """Starts a run, or its next step; None if another sweep is at it."""
+
+
+def _error_line(text: str) -> str | None:
+  """What a program of ours said was wrong; else its last line, if any."""
+  lines = [line.strip() for line in text.splitlines() if line.strip()]
+  errors = [line.removeprefix('error: ') for line in lines if line.startswith('error: ')]
+  return program.printable((errors or lines or [''])[-1])[:500] or None
+
+
+class _Process:
+  """A step of a run, in a process on some cores."""
+
+  def __init__(
+    self, run: Run, step: Step, file: BinaryIO, cores: Sequence[int], niceness: int, env
+  ):
+    self.run, self.cores = run, cores
+    self._step, self.file, self._start = step, file, file.tell()
+    module, *words = step.words
+    self.process = subprocess.Popen(
+      [
+        sys.executable, '-m', 'offline_zoo.studies.child', str(os.getpid()),
+        ','.join(map(str, cores)), str(niceness), f'offline_zoo.{module}', *words,
+      ],
+      stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=env,
+      start_new_session=True,  # Ctrl-C is for the sweep, which passes it on, once
+    )  # fmt: skip
+
+  def error(self) -> str | None:
+    code = self.process.poll()
+    if code is None:
+      return None
+    self.file.close()
+    if code < 0:
+      return f'killed by {signal.Signals(-code).name}'
+    if code == 0:
+      return '' if next_step(self.run) != self._step else 'ended before it was finished'
+    with open(self._step.log, 'rb') as file:
+      size = file.seek(0, os.SEEK_END)
+      file.seek(max(self._start, size - _MAX_TAIL_BYTES))
+      text = file.read(_MAX_TAIL_BYTES).decode(errors='replace')
+    return _error_line(text) or f'exit code {code}'
+
+
+def shares(cores: Sequence[int], num_parallel: int) -> list[Sequence[int]]:
+  """Divides cores among so many runs, as equally as possible."""
+  ends = [len(cores) * i // num_parallel for i in range(num_parallel + 1)]
+  return [cores[ends[i] : ends[i + 1]] for i in range(num_parallel)]
+
+
+class Here:
+  """Runs on this machine, each on cores of its own."""
+
+  def __init__(self, num_parallel: int, niceness: int = 0):
+    """Starts nothing yet."""
+    self._free = shares(sorted(os.sched_getaffinity(0)), num_parallel)
+    self._niceness = niceness
+    self._started: list[_Process] = []
+    self._env = dict(os.environ)
+    if num_parallel > 1:  # so that they all find room on one GPU
+      fraction = f'{_JAX_MEMORY_FRACTION / num_parallel:.3f}'
+      self._env.setdefault('XLA_PYTHON_CLIENT_MEM_FRACTION', fraction)
+
+  def __enter__(self) -> 'Here':
+    return self
+
+  def __exit__(self, *unused) -> None:
+    for attempt in self._started:
+      if attempt.process.poll() is None:
+        attempt.process.terminate()  # which saves what was learnt so far
+    for attempt in self._started:
+      attempt.process.wait()
+      attempt.file.close()
+
+  def has_room(self) -> bool:
+    """Whether there are free cores."""
+    for attempt in [a for a in self._started if a.process.poll() is not None]:
+      self._started.remove(attempt)
+      self._free.append(attempt.cores)
+    return bool(self._free)
+
+  def start(self, run: Run) -> _Process | None:
+    """Starts a run's next step."""
+    step = next_step(run)
+    file = _lock(step.log) if step is not None else None
+    if step is None or file is None:
+      return None
+    if next_step(run) != step:  # another sweep has just done it
+      file.close()
+      return None
+    self._started.append(_Process(run, step, file, self._free.pop(0), self._niceness, self._env))
+    return self._started[-1]
+
+
+def run_all(
+  runs: Sequence[Run],
+  executor: Executor,
+  num_retries: int,
+  display: 'Display',
+) -> tuple[dict[Run, str], bool]:
+  """Runs what is not finished until all is, or a signal comes.
+
+  Args:
+    runs: in the order in which they begin.
+    executor: where.
+    num_retries: how often a run that failed is tried again.
+    display: is told of all that happens.
+
+  Returns:
+    The runs that failed, with the reason; and whether a signal has come.
+  """
+  waiting = [run for run in runs if next_step(run) is not None]
+  running: list[Attempt] = []
+  num_failures: collections.Counter[Run] = collections.Counter()
+  failed: dict[Run, str] = {}
+  with parts.StopSignal() as stop, executor:
+    while waiting or running:
+      stop.check()
+      for attempt in list(running):
+        error = attempt.error()
+        if error is None:
+          continue
+        run = attempt.run
+        running.remove(attempt)
+        if not error:
+          waiting.insert(0, run)  # its next step, if any
+          continue
+        num_failures[run] += 1
+        if num_failures[run] <= num_retries:
+          waiting.append(run)
+          display.say(f'{run} failed, to be tried again: {error}')
+        else:
+          failed[run] = error
+          display.say(f'{run} failed for good: {error}')
+      for run in list(waiting):
+        if not executor.has_room():
+          break
+        if next_step(run) is None:
+          waiting.remove(run)
+          display.say(f'{run} is finished')
+        elif started := executor.start(run):
+          waiting.remove(run)
+          running.append(started)
+      display.update(failed)
+      time.sleep(_PATIENCE)
+  return failed, bool(stop.requested)
+
+
+# Ray.
+
+
+def _task(words: list[str], directory: str, memory_fraction: float) -> str:
+  """In a worker of Ray: runs a program of ours; says what it said last, '' if all is well."""
+  cores = ','.join(map(str, os.sched_getaffinity(0)))
+  process = subprocess.Popen(
+    [sys.executable, '-m', 'offline_zoo.studies.child', str(os.getpid()), cores, '0', *words],
+    cwd=directory, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+    env={'XLA_PYTHON_CLIENT_MEM_FRACTION': f'{memory_fraction:.3f}', **os.environ},
+    start_new_session=True,
+  )  # fmt: skip
+  try:
+    _, said = process.communicate()
+  except BaseException:  # it is cancelled
+    process.terminate()
+    process.wait()
+    raise
+  lines = said.decode(errors='replace').strip().splitlines() or [f'exit code {process.returncode}']
+  return lines[-1] if process.returncode else ''
+
+
+class _OnRay:
+  """A run that Ray was given."""
+
+  def __init__(self, run: Run, ray: Any, reference: Any):
+    self.run, self._ray, self.reference = run, ray, reference
+
+  def error(self) -> str | None:
+    if not self._ray.wait([self.reference], timeout=0)[0]:
+      return None
+    try:
+      said = self._ray.get(self.reference)
+    except self._ray.exceptions.RayError as error:  # its worker or its machine died
+      return program.first_line(error)
+    return said.rpartition(f' {self.run}: ')[2]
+
+
+class Ray:
+  """Runs on a cluster: Ray says when and where, and is given a sweep of one run for each."""
+
+  _PATIENCE = 60.0  # seconds for what is stopped to save
+
+  def __init__(self, path: pathlib.Path, runs: Sequence[Run], config: Config):
+    """Joins the cluster.
+
+    Args:
+      path: of the file that describes the sweep.
+      runs: all of it.
+      config: how.
+
+    Raises:
+      ValueError: Ray is not installed.
+      OSError: there is no such cluster.
+    """
+    try:
+      import ray
+    except ModuleNotFoundError as error:
+      raise ValueError(
+        f'--ray_address: needs {error.name}, which the extra `sweep` installs: '
+        "pip install -e '.[sweep]'"
+      ) from error
+    self._ray: Any = ray
+    self._path, self._runs = path, runs
+    ray.init(address=config.ray_address, log_to_driver=False, logging_level='ERROR')
+    # A task that fails is not Ray's to try again, but `run_all`'s.
+    resources = {'num_cpus': config.cpus_per_run, 'num_gpus': config.gpus_per_run}
+    self._task = ray.remote(_task).options(max_retries=0, **resources)
+    self._memory_fraction = _JAX_MEMORY_FRACTION * min(config.gpus_per_run or 1, 1)
+    self._started: list[Any] = []
+
+  def __enter__(self) -> 'Ray':
+    return self
+
+  def __exit__(self, *unused) -> None:
+    for reference in self._started:
+      self._ray.cancel(reference)
+    if self._started:
+      self._ray.wait(self._started, num_returns=len(self._started), timeout=self._PATIENCE)
+    self._ray.shutdown()
+
+  def has_room(self) -> bool:
+    """Says yes: what it cannot run yet, Ray keeps."""
+    return True
+
+  def start(self, run: Run) -> _OnRay:
+    """Gives Ray a run."""
+    words = ['offline_zoo.studies.sweep', str(self._path), '--num_retries=0']
+    words.append(f'--index={self._runs.index(run)}')
+    self._started.append(self._task.remote(words, os.getcwd(), self._memory_fraction))
+    return _OnRay(run, self._ray, self._started[-1])
+
+
+# Slurm.
+
+
+def slurm_script(path: pathlib.Path, runs: Sequence[Run]) -> str:
+  """Writes a script for sbatch, of which each task is one of the runs that are not finished.
+
+  Raises:
+    ValueError: all are.
+  """
+  left = [str(i) for i, run in enumerate(runs) if next_step(run) is not None]
+  if not left:
+    raise ValueError(f'{path}: all runs are finished')
+  command = shlex.join([sys.executable, '-m', 'offline_zoo.studies.sweep', str(path)])
+  name = re.sub(r'[^\w.-]', '_', path.stem)
+  return f"""\
+#!/bin/bash
+# Resources are for sbatch to say: sbatch --time=4:00:00 --cpus-per-task=4 --gres=gpu:1 <this file>
+#SBATCH --job-name={name}
+#SBATCH --array={','.join(left)}
+#SBATCH --requeue
+#SBATCH --open-mode=append
+# A minute before the time is up, the run saves what it has learnt; the next sbatch goes on.
+#SBATCH --signal=B:TERM@60
+cd {shlex.quote(os.getcwd())} || exit 1
+exec {command} --index="$SLURM_ARRAY_TASK_ID"
+"""
+
+
+# What is shown.
+
+
+class Status(NamedTuple):
+  """What becomes of a run.
+
+  Attributes:
+    state: done, running, waiting or failed.
+    progress: how far it is.
+  """
+
+  state: str
+  progress: Progress
+
+
+def statuses(runs: Sequence[Run], failed: Mapping[Run, str]) -> dict[Run, Status]:
+  """Finds how it is with each run, wherever it runs."""
+  found, logs = {}, set()
+  for run in runs:
+    step = next_step(run)
+    state = 'done' if step is None else 'failed' if run in failed else 'waiting'
+    # Of those that wait for logs, one makes them.
+    if step is not None and step.log not in logs and _is_locked(step.log):
+      logs.add(step.log)
+      state = 'running'
+    found[run] = Status(state, progress_of(run))
+  return found
+
+
+def seconds_left(of_runs: Mapping[Run, Status]) -> float | None:
+  """Reckons how long it takes until all is learnt; None if no iteration has been measured yet.
+
+  The updates that are left take as long as the agent's have taken so far, evaluation included; an
+  agent's without any, as long as the others'. As many runs go on at a time as do now.
+  """
+  seconds: dict[str | None, float] = collections.defaultdict(float)
+  updates: collections.Counter[str | None] = collections.Counter()
+  for run, (_, progress) in of_runs.items():
+    for agent in (run.agent, None):  # None: all
+      seconds[agent] += progress.seconds
+      updates[agent] += progress.iterations * run.config.num_updates_per_iteration
+  if not updates[None]:
+    return None
+  ends = [0.0] * max(1, sum(status.state == 'running' for status in of_runs.values()))
+  for state in ('running', 'waiting'):
+    for run, status in of_runs.items():
+      if status.state == state:
+        agent = run.agent if updates[run.agent] else None
+        left = run.num_updates - status.progress.iterations * run.config.num_updates_per_iteration
+        heapq.heapreplace(ends, ends[0] + max(left, 0) * seconds[agent] / updates[agent])
+  return max(ends)
+
+
+def table(of_runs: Mapping[Run, Status], now: datetime.datetime) -> str:
+  """Makes a table of agents and data, a word a seed, and a line that says when all is done."""
+
+  def word(run: Run, status: Status) -> str:
+    if status.state == 'running':
+      return f'{status.progress.iterations}/{run.config.num_iterations}'
+    return '-' if status.state == 'waiting' else status.state
+
+  cells: dict[tuple[str, str], list[str]] = {}
+  for run, status in of_runs.items():
+    cells.setdefault((run.agent, run.data), []).append(word(run, status))
+  data = list(dict.fromkeys(run.data for run in of_runs))
+  agents = list(dict.fromkeys(run.agent for run in of_runs))
+  lines = [['', *data]]
+  lines += [[agent, *(' '.join(cells.get((agent, name), [])) for name in data)] for agent in agents]
+  widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+  text = ['  '.join(map(str.ljust, line, widths)).rstrip() for line in lines]
+
+  states = collections.Counter(status.state for status in of_runs.values())
+  total = sum(run.num_updates for run in of_runs)
+  made = sum(
+    min(status.progress.iterations * run.config.num_updates_per_iteration, run.num_updates)
+    for run, status in of_runs.items()
+  )
+  summary = (
+    f'{states["done"]} of {len(of_runs)} runs done, {states["running"]} running, '
+    f'{states["waiting"]} waiting, {states["failed"]} failed; {made:,} of {total:,} updates'
+  )
+  left = seconds_left(of_runs)
+  if left is not None and states['running'] + states['waiting']:
+    hours, minutes = divmod(round(left / 60), 60)
+    end = now + datetime.timedelta(seconds=left)
+    summary += f'; about {hours} h {minutes:02} min left, until {end:%a %H:%M}'
+  return '\n'.join([*text, summary])
+
+
+class Display:
+  """Shows the table, drawn anew on a terminal, now and then elsewhere."""
+
+  def __init__(self, runs: Sequence[Run], minutes: float):
+    """Shows nothing yet; `minutes` go by between two tables that are not on a terminal."""
+    self._runs = runs
+    self._is_terminal = sys.stdout.isatty()
+    self._every = _REDRAWN_EVERY if self._is_terminal else 60 * minutes
+    self._due = 0.0
+    self._num_lines = 0  # of the table that is on the terminal
+
+  def update(self, failed: Mapping[Run, str]) -> None:
+    """Shows the table if it is time; `failed` has what has failed for good."""
+    if time.monotonic() >= self._due:
+      self.show(failed)
+
+  def show(self, failed: Mapping[Run, str]) -> None:
+    """Shows the table."""
+    lines = table(statuses(self._runs, failed), datetime.datetime.now()).splitlines()
+    self._erase()
+    if self._is_terminal:
+      width = shutil.get_terminal_size().columns
+      lines = [line[:width] for line in lines]  # a longer one would take two
+      self._num_lines = len(lines)
+    print('\n'.join(lines), flush=True)
+    self._due = time.monotonic() + self._every
+
+  def say(self, line: str) -> None:
+    """Logs a line, above the table."""
+    self._erase()
+    logging.info(line)
+    if self._is_terminal:
+      self._due = 0.0
+
+  def _erase(self) -> None:
+    if self._num_lines:
+      print(f'\x1b[{self._num_lines}F\x1b[J', end='', flush=True)
+      self._num_lines = 0
+
+
+def main(config: Config) -> None:
+  path = pathlib.Path(config.paths[0])
+  every_run = read(path)
+  if config.slurm_path is not None:
+    results.write_atomically(pathlib.Path(config.slurm_path), slurm_script(path, every_run))
+    logging.info('Script: %s', config.slurm_path)
+    return
+  runs = every_run
+  if config.index is not None:
+    good = config.index < len(runs)
+    program.check(config, 'index', good, f'less than {len(runs)}, the number of runs')
+    runs = [runs[config.index]]
+  display = Display(runs, config.minutes_between_tables)
+  if config.dry_run:
+    for run in runs:
+      words = shlex.join(['python', '-m', f'offline_zoo.{run.words[0]}', *run.words[1:]])
+      print(f'{every_run.index(run)}  {run}  {words}')
+    display.show({})
+    return
+  executor: Executor
+  if config.ray_address is not None:
+    executor = Ray(path, every_run, config)
+  else:
+    executor = Here(config.num_parallel, config.niceness)
+  failed, stopped = run_all(runs, executor, config.num_retries, display)
+  display.show(failed)
+  if failed and not stopped:
+    reasons = '; '.join(f'{run}: {error}' for run, error in failed.items())
+    raise ValueError(f'{len(failed)} of {len(runs)} failed: {reasons}')
+
+
+if __name__ == '__main__':
+  program.run(main, Config, arguments='paths')
