@@ -129,7 +129,7 @@ def test_the_table():
   ]
 
 
-def test_the_program(run, capsys):
+def test_the_program(run, capsys, tmp_path):
   before = sorted(run.rglob('*'))
   settings = {'checkpoint_dir': str(run / 'checkpoint'), 'episodes': 2, 'num_states': 30}
   evaluate.main(evaluate.Config(**settings))
@@ -144,6 +144,15 @@ def test_the_program(run, capsys):
   )
   assert table[0].startswith('| logged action') and table[-1].startswith('| any | 100.0% | ')
   assert sorted(run.rglob('*')) == before
+  evaluate.main(
+    evaluate.Config(**settings | {'num_states': 0, 'csv_path': str(tmp_path / 'e.csv')})
+  )
+  assert (tmp_path / 'e.csv').read_text().splitlines() == [
+    'agent,environment_name,seed,num_updates,eval_seed,episode,episode_return',
+    f'dqn,breakout,1,6,0,1,{returns[0]}',
+    f'dqn,breakout,1,6,0,2,{returns[1]}',
+  ]
+  capsys.readouterr()
   # Where the run's logs are gone, those that are named serve as well; else there is no table.
   (run / 'logs').rename(run / 'elsewhere')
   try:
