@@ -399,9 +399,10 @@ EDITS: dict[str, list[tuple[str, str, str]]] = {
   ],
   'studies/child.py': [
     ('  ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)\n', '',
-     'studies/sweep_test.py::test_sigkill_at_random_moments'),
-    ('  os.sched_setaffinity', '  set', 'studies/sweep_test.py::test_cores_and_niceness'),
-    ('  os.nice', '  int', 'studies/sweep_test.py::test_cores_and_niceness'),
+     'studies/sweep_test.py::test_what_a_killed_sweep_ran_saves_and_ends'),
+    ("  os.sched_setaffinity(0, map(int, cores.split(',')))\n", '',
+     'studies/sweep_test.py::test_cores_and_niceness'),
+    ('  os.nice(int(niceness))\n', '', 'studies/sweep_test.py::test_cores_and_niceness'),
     ('if os.getppid() != int(parent):', 'if False:',
      'studies/sweep_test.py::test_a_child_whose_parent_has_ended'),
   ],

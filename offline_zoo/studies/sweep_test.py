@@ -105,6 +105,14 @@ EVALUATE = """
       )
 """
 
+# The real program, on a small torso.
+SMALL = """
+  from offline_zoo import program, testing
+  from offline_zoo.dqn import run_atari
+  with testing.small_torsos():
+    program.run(run_atari.main, run_atari.Config)
+"""
+
 FILE = """
 directory = 'runs'
 agents = ['dqn', 'bc']
@@ -118,20 +126,24 @@ replay_dir = 'logs'
 """
 
 
-@pytest.fixture
-def place(tmp_path, monkeypatch) -> pathlib.Path:
-  """The current directory: with stand-ins, logs and sweep.toml."""
-  programs = {f'{agent}/run_atari.py': RUN for agent in ('dqn', 'bc', 'bcq', 'crr')}
-  programs |= {'logs/demo.py': DEMO, 'studies/evaluate.py': EVALUATE}
+def write_stand_ins(place: pathlib.Path, programs: dict[str, str]) -> None:
+  """Writes the package that `python -m` finds first: these bodies, by name, and all else."""
   for name, body in programs.items():
-    path = tmp_path / 'offline_zoo' / name
+    path = place / 'offline_zoo' / name
     path.parent.mkdir(parents=True, exist_ok=True)
     body = body.format(columns=evaluate.EPISODE_COLUMNS)
     path.write_text(STAND_IN.format(real=str(PACKAGE / name), body=body))
     real = str((PACKAGE / name).parent)
     path.with_name('__init__.py').write_text(f'__path__.append({real!r})')
   init = f'__path__.append({str(PACKAGE)!r})\n__version__ = ""\n'
-  (tmp_path / 'offline_zoo' / '__init__.py').write_text(init)
+  (place / 'offline_zoo' / '__init__.py').write_text(init)
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch) -> pathlib.Path:
+  """The current directory: with stand-ins, logs and sweep.toml."""
+  programs = {f'{agent}/run_atari.py': RUN for agent in ('dqn', 'bc', 'bcq', 'crr')}
+  write_stand_ins(tmp_path, programs | {'logs/demo.py': DEMO, 'studies/evaluate.py': EVALUATE})
   (tmp_path / 'logs').mkdir()
   (tmp_path / 'identities').mkdir()
   monkeypatch.setenv('STAND_IN_IDENTITIES', str(tmp_path / 'identities'))
@@ -347,18 +359,18 @@ def test_logs_are_made_once_and_what_was_learnt_is_evaluated_once(place):
   assert (found[0].directory / 'evaluations').read_text() == '..'
 
 
-def sweep_there(place, environ, path, num_parallel) -> None:
+def sweep_there(place, environ, num_parallel) -> None:
   """In a process of its own, runs a sweep."""
   os.chdir(place)
   os.environ.update(environ)
-  sweep.main(sweep.Config((path,), num_parallel=num_parallel))
+  sweep.main(sweep.Config(('sweep.toml',), num_parallel=num_parallel))
 
 
-def start_sweep(place, path='sweep.toml', num_parallel=NUM_PARALLEL):
+def start_sweep(place, num_parallel=NUM_PARALLEL):
   """Starts `sweep_there`, as a copy of a process that has imported all already."""
   context = multiprocessing.get_context('forkserver')
   context.set_forkserver_preload(['offline_zoo.studies.sweep_test'])
-  process = context.Process(target=sweep_there, args=(place, dict(os.environ), path, num_parallel))
+  process = context.Process(target=sweep_there, args=(place, dict(os.environ), num_parallel))
   process.start()
   return process
 
@@ -394,15 +406,24 @@ def test_sigkill_at_random_moments(place):
   assert [returns(run) for run in found] == [[i * i for i in range(1, 13)]] * 4
 
 
+def test_what_a_killed_sweep_ran_saves_and_ends(place):
+  (run, *_) = described(place, FILE.replace('iterations=5', 'iterations=400'))
+  process = start_sweep(place)
+  wait_for(lambda: (run.directory / 'results.csv').exists())
+  process.kill()
+  wait_for(lambda: not is_alive(starts(run)[0][0]))
+  assert (run.directory / 'stopped').exists() and len(returns(run)) < 400
+
+
 def test_sigterm_is_passed_on_once(place):
   found = described(place, FILE.replace('iterations=5', 'iterations=10000'))
   process = start_sweep(place)
-  wait_for(lambda: (found[0].directory / 'results.csv').exists())
+  started = found[:NUM_PARALLEL]
+  wait_for(lambda: all((run.directory / 'results.csv').exists() for run in started))
   os.kill(process.pid, signal.SIGTERM)
   process.join(120)
   assert process.exitcode == 0
-  started = [run for run in found if starts(run)]
-  assert len(started) == NUM_PARALLEL
+  assert [run for run in found if starts(run)] == started
   for run in started:
     assert (run.directory / 'stopped').exists() and not is_alive(starts(run)[0][0])
 
@@ -519,10 +540,11 @@ def test_without_ray(place, monkeypatch):
 
 
 def test_a_real_sweep_killed_gives_what_an_undisturbed_run_gives(tmp_path, monkeypatch):
-  monkeypatch.chdir(PACKAGE.parent)
-  testing.write_noise(tmp_path / 'logs', 2)
-  text = f"""
-    directory = '{tmp_path / 'runs'}'
+  write_stand_ins(tmp_path, {'dqn/run_atari.py': SMALL})
+  monkeypatch.chdir(tmp_path)
+  testing.write_noise('logs', 2)
+  text = """
+    directory = 'runs'
     agents = ['dqn']
     seeds = [3]
     flags = [
@@ -535,11 +557,11 @@ def test_a_real_sweep_killed_gives_what_an_undisturbed_run_gives(tmp_path, monke
     [[data]]
     name = '{name}'
     environment_name = 'breakout'
-    replay_dir = '{tmp_path / 'logs'}'
+    replay_dir = 'logs'
     """
   (tmp_path / 'sweep.toml').write_text(text)
   killed, undisturbed = sweep.read(tmp_path / 'sweep.toml')
-  process = start_sweep(PACKAGE.parent, tmp_path / 'sweep.toml', 1)
+  process = start_sweep(tmp_path, num_parallel=1)
   wait_for(lambda: (killed.directory / 'results.csv').exists())
   process.kill()
   process.join()
@@ -562,5 +584,6 @@ def test_a_real_sweep_killed_gives_what_an_undisturbed_run_gives(tmp_path, monke
   evaluated = dataclasses.replace(killed, num_eval_episodes=2)
   ((module, *words), _) = sweep.next_step(evaluated)
   assert module == 'studies.evaluate'
-  evaluate.main(program.parse_config(evaluate.Config, shlex.join(words)))
+  with testing.small_torsos():
+    evaluate.main(program.parse_config(evaluate.Config, shlex.join(words)))
   assert sweep.next_step(evaluated) is None
