@@ -58,6 +58,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
@@ -553,20 +554,22 @@ def run_all(
 def _task(words: list[str], directory: str, memory_fraction: float) -> str:
   """In a worker of Ray: runs a program of ours; says what it said last, '' if all is well."""
   cores = ','.join(map(str, os.sched_getaffinity(0)))
-  process = subprocess.Popen(
-    [sys.executable, '-m', 'offline_zoo.studies.child', str(os.getpid()), cores, '0', *words],
-    cwd=directory, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-    env={'XLA_PYTHON_CLIENT_MEM_FRACTION': f'{memory_fraction:.3f}', **os.environ},
-    start_new_session=True,
-  )  # fmt: skip
-  try:
-    _, said = process.communicate()
-  except BaseException:  # it is cancelled
-    process.terminate()
-    process.wait()
-    raise
-  lines = said.decode(errors='replace').strip().splitlines() or [f'exit code {process.returncode}']
-  return lines[-1] if process.returncode else ''
+  with tempfile.TemporaryFile() as file:
+    process = subprocess.Popen(
+      [sys.executable, '-m', 'offline_zoo.studies.child', str(os.getpid()), cores, '0', *words],
+      cwd=directory, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=file,
+      env={'XLA_PYTHON_CLIENT_MEM_FRACTION': f'{memory_fraction:.3f}', **os.environ},
+      start_new_session=True,
+    )  # fmt: skip
+    try:
+      while process.poll() is None:  # a wait for it could not be cancelled
+        time.sleep(_PATIENCE)
+    finally:
+      process.terminate()  # if it is cancelled
+      process.wait()
+    file.seek(0)
+    lines = file.read().decode(errors='replace').strip().splitlines()
+  return (lines or [f'exit code {process.returncode}'])[-1] if process.returncode else ''
 
 
 class _OnRay:

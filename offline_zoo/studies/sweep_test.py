@@ -492,6 +492,24 @@ def test_damaged_results_do_not_end_the_sweep(place):
     assert sweep.progress_of(found[0]) == Progress(0, 0.0)
 
 
+def test_the_table_is_drawn_anew_on_a_terminal(place, capsys, monkeypatch):
+  found = described(place)
+  monkeypatch.setattr(sys.stdout, 'isatty', lambda: True)
+  monkeypatch.setenv('COLUMNS', '20')
+  display = sweep.Display(found, 10.0)
+  display.update({})
+  assert capsys.readouterr().out.startswith('     noise\ndqn  - -\nbc   - -\n0 of 4 runs done, 0')
+  display.update({})  # too soon
+  assert capsys.readouterr().out == ''
+  display.show({})
+  assert capsys.readouterr().out.startswith('\x1b[4F\x1b[J     noise\n')
+  display.say('something')
+  assert capsys.readouterr().out == '\x1b[4F\x1b[J'
+  display.update({})
+  lines = capsys.readouterr().out.splitlines()
+  assert lines[0] == '     noise' and len(lines) == 4 and max(map(len, lines)) == 20
+
+
 # Clusters.
 
 
