@@ -269,8 +269,8 @@ class Players:
     keys, actions, values = map(np.asarray, self._act(self._params, keys, observations))
     for index in asking:
       player = self._players[index]
-      player.act_key, player.action[()], player.value = keys[index], actions[index], values[index]
-      player.is_asking = False
+      player.act_key, player.action[()] = keys[index], actions[index]
+      player.value, player.is_asking = float(values[index]), False
 
 
 def _transpose(params: Any) -> Any:
