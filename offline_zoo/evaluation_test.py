@@ -215,6 +215,23 @@ def test_workers_have_no_say_in_what_is_evaluated(num_workers: int, wanted):
   ]
 
 
+class Noting(Dice):
+  """Notes its seeds in a file."""
+
+  def seed(self, seed):
+    super().seed(seed)
+    with open(pathlib.Path(self._directory, 'seeds'), 'a') as file:
+      file.write(f'{seed}\n')
+
+
+def test_workers_play_different_episodes(tmp_path):
+  with make_workers(2, functools.partial(Noting, str(tmp_path))) as workers:
+    workers.play(param(1), 400, 7, 1)
+  seeds = (tmp_path / 'seeds').read_text().split()
+  played = [seed for seed in seeds if seed != '0']  # with which it is made
+  assert len({*played}) == len(played) > 5
+
+
 def test_episodes_that_a_worker_died_in_are_played_again(tmp_path, wanted):
   deadly = functools.partial(Deadly, str(tmp_path))
   with make_workers(2, deadly) as workers:
