@@ -19,6 +19,7 @@ parameters, but it makes three in an update where ours makes two.
 
 import argparse
 import base64
+import functools
 
 import dm_env
 import jax
@@ -26,7 +27,7 @@ import numpy as np
 import optax
 
 from benchmarks import learn
-from offline_zoo import atari_env, evaluation, networks, parts, processors, replay
+from offline_zoo import atari_env, evaluation, networks, parts, playing, processors, replay
 from offline_zoo.cql import agent, run_atari
 from offline_zoo.logs import demo
 
@@ -110,7 +111,8 @@ def main() -> None:
     'tianshou': PeerAgent(peer, num_actions, config.eval_epsilon),
   }
   for name, player in players.items():
-    result = evaluation.evaluate(player, environment, args.eval_steps, config.seed, iteration=1)
+    play = functools.partial(playing.play_episodes, [player], [environment])
+    result = evaluation.evaluate(play, args.eval_steps, config.seed, iteration=1)
     print(
       f'| {name} | {sum(seconds[name]):.0f} | {result["eval_episode_return"]:.1f} | '
       f'{result["eval_num_episodes"]} |',

@@ -15,7 +15,7 @@ import threading
 import numpy as np
 
 from benchmarks import learn
-from offline_zoo import atari_env, evaluation, program, replay
+from offline_zoo import atari_env, evaluation, playing, program, replay
 from offline_zoo.dqn import run_atari
 from offline_zoo.logs import demo
 
@@ -38,12 +38,13 @@ def main() -> None:
   make_agent = functools.partial(run_atari.make_agent, config, num_actions, None)
   agent = make_agent()
   params = agent.get_state().online_params
+  size = evaluation.group_size(args.eval_steps)
 
   if args.learn:
     agent.data = replay.load(demo.find_or_make(args.environment_name), num_actions=num_actions)
     agent.learn(1)
     rates: dict[str, list[float]] = {'alone': [], 'beside a worker': []}
-    with contextlib.closing(evaluation.Workers(1, make_agent, make_environment)) as workers:
+    with contextlib.closing(evaluation.Workers(1, make_agent, make_environment, size)) as workers:
       workers.play(params, 1, 0, 0)
       for number in range(1, args.rounds + 1):
         learnt = threading.Event()
@@ -64,12 +65,15 @@ def main() -> None:
     return
 
   numbers = [int(number) for number in args.workers.split(',')]
+  players = playing.Players(agent, make_environment, size)
+  players.set_params(params)
+  players.play((0, 0, 0), num_steps=1)
   frame_rates: dict[int, list[float]] = {number: [] for number in numbers}
   results = []
   with contextlib.ExitStack() as stack:
     pools = {
       number: stack.enter_context(
-        contextlib.closing(evaluation.Workers(number, make_agent, make_environment))
+        contextlib.closing(evaluation.Workers(number, make_agent, make_environment, size))
       )
       for number in numbers
       if number
@@ -81,7 +85,7 @@ def main() -> None:
         if count:
           result = pools[count].play(params, args.eval_steps, 0, number)
         else:
-          result = evaluation.evaluate(agent, make_environment(seed=0), args.eval_steps, 0, number)
+          result = evaluation.evaluate(players.play, args.eval_steps, 0, number)
         assert result is not None
         frame_rates[count].append(result.pop('eval_frame_rate'))
         del result['eval_seconds']

@@ -29,6 +29,7 @@ from offline_zoo import (
   evaluation,
   networks,
   parts,
+  playing,
   program,
   replay,
   results,
@@ -825,6 +826,42 @@ def test_an_action_is_repeated_until_the_next_decision(agent, actors):
   assert [action for action, _ in answers] == [BEST[0]] * 4 + [BEST[1]] * 12
   values = [value for _, value in answers]
   assert values[0] is None or values == [2.0] * 4 + [1.0] * 12
+
+
+class Flicker(TwoScreens):
+  """Shows the states at random, for as long as its seed says; an action is its reward."""
+
+  def __init__(self, *, seed):
+    self.seed(seed)
+
+  def seed(self, seed):
+    self._rng = np.random.default_rng(seed)
+
+  def reset(self):
+    self._left = self._rng.integers(1, 200)
+    return dm_env.restart(self._screen())
+
+  def step(self, action):
+    self._left -= 1
+    if self._left:
+      return dm_env.transition(float(action), self._screen())
+    return dm_env.termination(float(action), self._screen())
+
+  def _screen(self):
+    return np.full((210, 160), self._rng.choice([10, 20]), np.uint8)
+
+
+@every_agent
+def test_several_play_together_as_each_alone(agent, actors):
+  learner = actors(agent, 0.3)
+  players = playing.Players(learner, Flicker, 3)
+  players.set_params(learner.get_state().online_params)
+  for iteration in (1, 2):
+    together = players.play((5, iteration, 0))
+    assert len({episode.num_frames for episode in together.values()}) == 3
+    for number, episode in together.items():
+      alone = playing.play_episodes([learner], [Flicker(seed=0)], (5, iteration, number))
+      assert alone[number] == episode
 
 
 @every_agent

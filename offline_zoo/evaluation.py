@@ -1,9 +1,10 @@
 """Evaluation: whole episodes, in this process or in workers beside the learning of what follows.
 
-An episode is a function of the parameters and of (seed, iteration, its number). Those count that
-come first by number and together have `eval_steps` agent steps: the ones that would have been
+Episodes are played in groups of consecutive numbers, as many as `eval_steps` says. An episode is a
+function of the parameters, of (seed, iteration, its number) and of its group's size. Those count
+that come first by number and together have `eval_steps` agent steps: the ones that would have been
 played one after the other. So neither how many workers there are nor which of them is faster has a
-say in an evaluation, and an episode that a worker died in is played again.
+say in an evaluation, and a group that a worker died in is played again.
 """
 
 import concurrent.futures
@@ -21,166 +22,31 @@ from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol
 
-import cv2
-import dm_env
 import jax
 import numpy as np
 from tqdm import tqdm
 
-from offline_zoo import atari_data, parts, program, results
+from offline_zoo import parts, playing, program, results
 
-# Episodes.
-
-_VIDEO_RATE = 60  # frames a second, the game's own
+# Which episodes.
 
 
-class Environment(Protocol):
-  """A `dm_env.Environment` whose play can be made a function of a seed."""
+def group_size(eval_steps: int) -> int:
+  """Chooses how many episodes are played together.
 
-  def seed(self, seed: int) -> None: ...
-  def reset(self) -> dm_env.TimeStep: ...
-  def step(self, action: int) -> dm_env.TimeStep: ...
-  def render(self) -> np.ndarray: ...
-
-
-@dataclasses.dataclass
-class Episode:
-  """What is counted of an episode, or of as much of it as has been played.
-
-  Attributes:
-    num_frames: raw ones after the first.
-    episode_return: as the game scores.
-    clipped_return: with each agent step's reward clipped to [-1, 1], as in training.
-    statistics: sums, over the frames that it acted in, of what the agent says of its decisions.
-  """
-
-  num_frames: int = 0
-  episode_return: float = 0.0
-  clipped_return: float = 0.0
-  statistics: dict[str, float] = dataclasses.field(default_factory=dict)
-  _step_reward: float = 0.0
-
-  @property
-  def num_steps(self) -> int:
-    """Counts agent steps, a cut-short last one included."""
-    return -(-self.num_frames // atari_data.NUM_ACTION_REPEATS)
-
-  def add(self, timestep: dm_env.TimeStep, agent: parts.Agent) -> None:
-    """Counts a raw timestep in that the agent has seen."""
-    if not timestep.last():
-      for name, value in agent.statistics.items():
-        self.statistics[name] = self.statistics.get(name, 0.0) + value
-    if timestep.first():
-      return
-    self.num_frames += 1
-    self.episode_return += float(timestep.reward)
-    self._step_reward += float(timestep.reward)
-    if self.num_frames % atari_data.NUM_ACTION_REPEATS == 0 or timestep.last():
-      self.clipped_return += min(max(self._step_reward, -1.0), 1.0)
-      self._step_reward = 0.0
-
-
-class Mp4:
-  """Writes a video of frames at twice their size.
-
-  Within a `with` block, at the end of which one that was not finished leaves nothing.
-  """
-
-  _SCALE = 2  # a coded pixel of colour then is a pixel of the game
-
-  def __init__(self, path: pathlib.Path, frames_per_second: int):
-    """Writes nothing yet.
-
-    Args:
-      path: of the MP4 file; its directory is made if need be.
-      frames_per_second: at which it is shown.
-    """
-    self._path = path
-    self._frames_per_second = frames_per_second
-    self._partial = path.with_name(f'.{path.stem}.partial.mp4')
-    self._writer: cv2.VideoWriter | None = None
-    self._num_frames = 0
-
-  def __enter__(self) -> 'Mp4':
-    return self
-
-  def __exit__(self, *unused) -> None:
-    if self._writer is not None:
-      self._writer.release()
-    self._partial.unlink(missing_ok=True)
-
-  def add(self, frame: np.ndarray) -> None:
-    """Adds a frame [H, W, 3] uint8, red first."""
-    frame = frame[..., ::-1].repeat(self._SCALE, axis=0).repeat(self._SCALE, axis=1)
-    if self._writer is None:
-      self._path.parent.mkdir(parents=True, exist_ok=True)
-      self._writer = cv2.VideoWriter(
-        str(self._partial), cv2.VideoWriter.fourcc(*'mp4v'), self._frames_per_second,
-        (frame.shape[1], frame.shape[0]),
-      )  # fmt: skip
-    self._writer.write(frame)
-    self._num_frames += 1
-
-  def finish(self) -> None:
-    """Gives the file its name.
-
-    Raises:
-      OSError: it could not be written.
-    """
-    assert self._writer is not None
-    self._writer.release()
-    # OpenCV tells of no error while it writes.
-    written = cv2.VideoCapture(str(self._partial)).get(cv2.CAP_PROP_FRAME_COUNT)
-    if written != self._num_frames:
-      raise OSError(f'{self._path}: the video could not be written; is the disk full?')
-    os.replace(self._partial, self._path)
-
-
-def episode_seed(seed: int, iteration: int, number: int) -> tuple[int, jax.Array]:
-  """Draws the emulator's seed and the agent's key for an episode of an evaluation."""
-  sequence = np.random.SeedSequence((seed, iteration, number))
-  environment_seed, key_seed = sequence.generate_state(2)
-  return int(environment_seed), jax.random.PRNGKey(key_seed)
-
-
-def play_episode(
-  agent: parts.Agent,
-  environment: Environment,
-  seeds: tuple[int, int, int],
-  video_path: pathlib.Path | None = None,
-  check: Callable[[], None] = lambda: None,
-) -> Episode:
-  """Plays a whole episode.
+  Four, which take half the time on CPU that they take one after the other; more gain little, and
+  are hard to deal out evenly. But not more than count if they are as short as Freeway's, of 2,000
+  agent steps; one that does not count costs little next to a long one, see `playing`.
 
   Args:
-    agent: acts.
-    environment: is reset first.
-    seeds: the run's seed, the iteration and the episode's number, see `episode_seed`.
-    video_path: where to record it, as MP4; None: nowhere.
-    check: is called after each frame; what it raises ends the episode.
-
-  Raises:
-    OSError: the video cannot be written.
+    eval_steps: agent steps that an evaluation has at least.
   """
-  environment_seed, act_key = episode_seed(*seeds)
-  environment.seed(environment_seed)
-  agent.reset(act_key)
-  episode = Episode()
-  with contextlib.ExitStack() as stack:
-    video = stack.enter_context(Mp4(video_path, _VIDEO_RATE)) if video_path else None
-    for _, timestep, _, _ in parts.run_loop(agent, environment):
-      episode.add(timestep, agent)
-      if video is not None:
-        video.add(environment.render())
-      check()
-      if timestep.last():
-        break
-    if video is not None:
-      video.finish()
-  return episode
+  return min(max(eval_steps // 2_000, 2), 4)
 
 
-def counting(episodes: Mapping[int, Episode], eval_steps: int) -> list[Episode] | None:
+def counting(
+  episodes: Mapping[int, playing.Episode], eval_steps: int
+) -> list[playing.Episode] | None:
   """Chooses the episodes that count: the first ones that together have so many agent steps.
 
   Args:
@@ -190,7 +56,7 @@ def counting(episodes: Mapping[int, Episode], eval_steps: int) -> list[Episode] 
   Returns:
     None if the episodes up to the first that has not been played have fewer.
   """
-  chosen: list[Episode] = []
+  chosen: list[playing.Episode] = []
   num_steps = 0
   while num_steps < eval_steps:
     if len(chosen) not in episodes:
@@ -200,7 +66,7 @@ def counting(episodes: Mapping[int, Episode], eval_steps: int) -> list[Episode] 
   return chosen
 
 
-def summarize(episodes: list[Episode], seconds: float) -> dict[str, float]:
+def summarize(episodes: list[playing.Episode], seconds: float) -> dict[str, float]:
   """Averages over episodes, and of statistics over their frames; names begin with `eval_`."""
   num_frames = sum(episode.num_frames for episode in episodes)
   statistics = {
@@ -217,9 +83,19 @@ def summarize(episodes: list[Episode], seconds: float) -> dict[str, float]:
   }
 
 
+def missing_steps(episodes: Mapping[int, playing.Episode], number: int, eval_steps: int) -> int:
+  """Counts the agent steps that are missing before an episode, as far as is known.
+
+  Args:
+    episodes: those that have been played, by number.
+    number: of the episode; it cannot count if none are missing.
+    eval_steps: agent steps that an evaluation has at least.
+  """
+  return eval_steps - sum(x.num_steps for n, x in episodes.items() if n < number)
+
+
 def evaluate(
-  agent: parts.Agent,
-  environment: Environment,
+  play: Callable[..., dict[int, playing.Episode]],
   eval_steps: int,
   seed: int,
   iteration: int,
@@ -229,8 +105,7 @@ def evaluate(
   """Plays whole episodes here until they have at least `eval_steps` agent steps.
 
   Args:
-    agent: acts.
-    environment: where.
+    play: plays the next ones, as `playing.Players.play` does.
     eval_steps: agent steps, of four frames.
     seed: of the run.
     iteration: of the run; with the seed it says what the episodes are.
@@ -241,14 +116,19 @@ def evaluate(
     What `summarize` says of the episodes.
   """
   start = time.perf_counter()
-  episodes: dict[int, Episode] = {}
+  episodes: dict[int, playing.Episode] = {}
   check = (lambda: None) if stop is None else stop.check
   with program.progress_bar(eval_steps, 'evaluating', 'step') as bar:
     while (counted := counting(episodes, eval_steps)) is None:
       number = len(episodes)
-      path = None if number else video_path
-      episodes[number] = play_episode(agent, environment, (seed, iteration, number), path, check)
-      bar.update(episodes[number].num_steps)
+      played = play(
+        (seed, iteration, number),
+        num_steps=missing_steps(episodes, number, eval_steps),
+        video_path=None if number else video_path,
+        check=check,
+      )
+      episodes |= played
+      bar.update(sum(episode.num_steps for episode in played.values()))
   return summarize(counted, time.perf_counter() - start)
 
 
@@ -263,18 +143,25 @@ class _Dropped(Exception):  # noqa: N818, no error
 
 @dataclasses.dataclass(frozen=True)
 class _Task:
-  """An episode to play, with the parameters if they are other ones than those of the last task."""
+  """Episodes to play together, with the parameters if they are others than those of the last task.
+
+  Attributes:
+    seeds: with the first episode's number; this and the next two are those of `Players.play`.
+  """
 
   seeds: tuple[int, int, int]
+  num_steps: int
   video_path: pathlib.Path | None
   online_params: Any | None
 
 
-def _work(connection: Connection, jax_settings: dict[str, Any], make_agent, make_environment):
+def _work(
+  connection: Connection, jax_settings: dict[str, Any], make_agent, make_environment, num_players
+):
   """Plays episodes, in a process of its own, for as long as the other end of the pipe is open.
 
-  Says None when it is ready, and answers each `_Task` with an `Episode`, with the error that
-  forbids it, or with None if something else came in meanwhile, which drops the task.
+  Says None when it is ready, and answers each `_Task` with its episodes, with the error that
+  forbids them, or with None if something else came in meanwhile, which drops the task.
   """
   # Signals to the whole group are for the run, which closes the pipe when it ends.
   for number in (signal.SIGTERM, signal.SIGINT):
@@ -287,18 +174,19 @@ def _work(connection: Connection, jax_settings: dict[str, Any], make_agent, make
       raise _Dropped
 
   with contextlib.suppress(EOFError, ConnectionError):
-    agent, environment = make_agent(), make_environment(seed=0)
-    state = agent.get_state()
+    players = playing.Players(make_agent(), make_environment, num_players)
     connection.send(None)
     while True:
       task = connection.recv()
       if task is None:
         continue
       if task.online_params is not None:
-        agent.set_state(state._replace(online_params=task.online_params))
-      answer: Episode | OSError | None
+        players.set_params(task.online_params)
+      answer: dict[int, playing.Episode] | OSError | None
       try:
-        answer = play_episode(agent, environment, task.seeds, task.video_path, check)
+        answer = players.play(
+          task.seeds, num_steps=task.num_steps, video_path=task.video_path, check=check
+        )
       except _Dropped:
         answer = None
       except OSError as error:  # of the video
@@ -312,7 +200,7 @@ class _Worker:
 
   Attributes:
     busy: whether it is to answer.
-    number: of the episode whose answer is wanted, if any.
+    number: of the first episode of the group whose answer is wanted, if any.
     iteration: whose parameters it has.
   """
 
@@ -335,7 +223,8 @@ class Workers:
     self,
     num_workers: int,
     make_agent: Callable[[], parts.Learner],
-    make_environment: Callable[..., Environment],
+    make_environment: Callable[..., playing.Environment],
+    num_players: int,
     preload: str = __name__,
   ):
     """Starts none yet.
@@ -345,10 +234,12 @@ class Workers:
       make_agent: gives an agent, of any parameters; both are called in the workers, to which they
         are pickled.
       make_environment: gives an environment; has an argument `seed`.
+      num_players: how many episodes a worker plays together.
       preload: the module that takes longest to import, which is then done once.
     """
     self._num_workers = num_workers
-    self._make_agent, self._make_environment = make_agent, make_environment
+    self._num_players = num_players
+    self._make_players = make_agent, make_environment, num_players
     self._workers: dict[Connection, _Worker] = {}
     self._num_deaths = 0
     # Quick to start, and small: copies of a process that has imported all already.
@@ -372,7 +263,7 @@ class Workers:
     settings |= {'jax_platforms': 'cpu', 'jax_cpu_enable_async_dispatch': False}  # no idle threads
     ours, theirs = self._context.Pipe()
     process = self._context.Process(
-      target=_work, args=(theirs, settings, self._make_agent, self._make_environment), daemon=True
+      target=_work, args=(theirs, settings, *self._make_players), daemon=True
     )
     process.start()
     theirs.close()
@@ -416,20 +307,25 @@ class Workers:
       OSError: the video cannot be written.
     """
     start = time.perf_counter()
-    episodes: dict[int, Episode] = {}
+    episodes: dict[int, playing.Episode] = {}
     while (counted := counting(episodes, eval_steps)) is None and not cancelled():
       while len(self._workers) < self._num_workers:
         self._start()
       dealt = {worker.number for worker in self._workers.values()}
       for worker in [w for w in self._workers.values() if not w.busy]:
-        worker.number = next(n for n in itertools.count() if n not in episodes and n not in dealt)
-        dealt.add(worker.number)
+        firsts = itertools.count(step=self._num_players)
+        number = next(n for n in firsts if n not in episodes and n not in dealt)
+        num_steps = missing_steps(episodes, number, eval_steps)
+        if num_steps <= 0:  # what others play is all that counts
+          break
+        worker.number = number
+        dealt.add(number)
         params = online_params if worker.iteration != iteration else None
-        path = None if worker.number else video_path
+        path = None if number else video_path
         worker.busy, worker.iteration = True, iteration
         # Should it be dead, that shows below.
         with contextlib.suppress(ConnectionError):
-          worker.connection.send(_Task((seed, iteration, worker.number), path, params))
+          worker.connection.send(_Task((seed, iteration, number), num_steps, path, params))
       ready = wait(list(self._workers), timeout=_PATIENCE)
       for worker in [w for w in self._workers.values() if w.connection in ready]:
         try:
@@ -440,7 +336,7 @@ class Workers:
         if isinstance(answer, OSError):
           raise answer
         if worker.number is not None:
-          episodes[worker.number] = answer
+          episodes |= answer
           self._num_deaths = 0
         worker.busy, worker.number = False, None
     for worker in self._workers.values():
@@ -479,7 +375,7 @@ class Evaluator:
     run: results.Results,
     learner: parts.Learner,
     make_agent: Callable[[], parts.Learner],
-    make_environment: Callable[..., Environment],
+    make_environment: Callable[..., playing.Environment],
     dataset_episode_return: float,
   ):
     """Starts nothing yet.
@@ -493,11 +389,14 @@ class Evaluator:
       dataset_episode_return: see `Progress.finish_iteration`.
     """
     self._config, self._run, self._learner = config, run, learner
-    self._make_environment = make_environment
     self._dataset_episode_return = dataset_episode_return
     self._num_workers = num_workers(config.num_eval_workers)
+    num_players = group_size(config.eval_steps)
     self._workers = Workers(
-      self._num_workers, make_agent, make_environment, type(learner).__module__
+      self._num_workers, make_agent, make_environment, num_players, type(learner).__module__
+    )
+    self._players = (
+      None if self._num_workers else playing.Players(learner, make_environment, num_players)
     )
     self._thread = concurrent.futures.ThreadPoolExecutor(max_workers=1)
     self._left = threading.Event()
@@ -528,14 +427,15 @@ class Evaluator:
       FloatingPointError, OSError: see `Results.save`; a video cannot be written.
     """
     video_path = self._run.video_path(progress.iteration)
-    if not self._num_workers:
-      environment = self._make_environment(seed=0)
+    if self._players is not None:
+      state = self._learner.get_state()
+      self._players.set_params(state.online_params)
       evaluation = evaluate(
-        self._learner, environment, self._config.eval_steps, self._config.seed, progress.iteration,
-        stop, video_path,
+        self._players.play, self._config.eval_steps, self._config.seed, progress.iteration, stop,
+        video_path,
       )  # fmt: skip
       progress.finish_iteration(self._config, evaluation, self._dataset_episode_return)
-      self._run.save(self._learner.get_state(), progress)
+      self._run.save(state, progress)
       return
     self.finish(stop)
     self._state, self._progress = self._learner.get_state(), dataclasses.replace(progress)

@@ -1,144 +1,38 @@
-"""Tests for evaluation.py: episodes, those that count, workers, and what a run leaves to them."""
+"""Tests for evaluation.py: the episodes that count, workers, and what a run leaves to them."""
 
 import contextlib
 import functools
 import multiprocessing
 import os
 import pathlib
-import resource
 import signal
 import time
-import types
-from typing import NamedTuple
 
-import cv2
 import dm_env
+import jax
 import numpy as np
 import pytest
 
-from offline_zoo import evaluation, parts
-from offline_zoo.parts_test import Counting, Echo
+from offline_zoo import evaluation, parts, playing
+from offline_zoo.parts_test import Echo
+from offline_zoo.playing_test import Seeded
 
 TIMINGS = ('eval_frame_rate', 'eval_seconds')
 
 
-class Seeded(Counting):
-  """Notes its seeds."""
-
-  def __init__(self, length: int = 10):
-    super().__init__(length)
-    self.seeds = []
-
-  def seed(self, seed):
-    self.seeds.append(seed)
-
-
-# Episodes.
-
-
-def test_an_episode_by_hand():
-  """Of 11 frames: agent steps of 4, 4 and 3, whose rewards are clipped; the last frame is 11."""
-  episode = evaluation.play_episode(Echo(), Seeded(11), (1, 2, 3))
-  assert (episode.num_frames, episode.num_steps) == (11, 3)
-  assert (episode.episode_return, episode.clipped_return) == (66.0, 3.0)
-  assert episode.statistics == {'state_value': sum(range(100, 111)) / 2}
-
-
-def test_clipping_is_of_agent_steps_not_frames():
-  episode = evaluation.Episode()
-  agent = types.SimpleNamespace(statistics={})
-  episode.add(dm_env.restart(0), agent)
-  for reward in (0.5, 0.25, 0, 0, -3, 1, 0, 0, 1, -1, 7, 0):
-    episode.add(dm_env.transition(reward, 0), agent)
-  episode.add(dm_env.termination(-0.5, 0), agent)
-  assert episode.clipped_return == 0.75 - 1 + 1 - 0.5
-  assert episode.episode_return == 0.75 - 2 + 7 - 0.5
-  assert episode.num_steps == 4
-
-
-def test_an_episode_ends_after_half_an_hour_of_play():
-  episode = evaluation.play_episode(Echo(), Seeded(10**9), (0, 0, 0))
-  assert episode.num_frames == 108_000  # 60 frames a second
-  assert episode.clipped_return == episode.num_steps == 27_000
-
-
-def test_an_episode_begins_with_its_own_seed_and_key():
-  agent, environment = Echo(), Seeded()
-  numbers = [(seed, i, n) for seed in range(8) for i in range(8) for n in range(8)]
-  for seeds in [*numbers, numbers[7]]:
-    evaluation.play_episode(agent, environment, seeds)
-  keys = [tuple(np.asarray(key)) for key in agent.keys]
-  assert len(keys) == len(environment.seeds) == 513
-  assert len({*keys}) == len({*environment.seeds}) == 512
-  assert (keys[-1], environment.seeds[-1]) == (keys[7], environment.seeds[7])
-
-
-class Painting(Seeded):
-  """Shows frame n as a red wall, a green one, and grey that brightens with n."""
-
-  def render(self) -> np.ndarray:
-    picture = np.zeros((210, 160, 3), np.uint8)
-    picture[:70, :, 0] = picture[70:140, :, 1] = 200
-    picture[140:] = 20 * self._frame
-    return picture
-
-
-def test_the_first_episode_is_recorded_in_its_colours(tmp_path):
-  path = tmp_path / 'new' / '1.mp4'
-  evaluation.evaluate(Echo(), Painting(10), 4, 0, 1, video_path=path)
-  video = cv2.VideoCapture(str(path))
-  assert video.get(cv2.CAP_PROP_FPS) == 60
-  frames = [video.read()[1] for _ in range(11)]
-  assert not video.read()[0]  # neither of the second episode
-  for number, frame in enumerate(frames):
-    assert frame.shape == (420, 320, 3)
-    picture = frame[1::2, 1::2, ::-1].astype(int)
-    assert np.abs(picture[5:65] - [200, 0, 0]).mean() < 8
-    assert np.abs(picture[75:135] - [0, 200, 0]).mean() < 8
-    assert np.abs(picture[145:205] - 20 * number).mean() < 8
-  assert os.listdir(path.parent) == ['1.mp4']
-
-
-def test_a_signal_leaves_no_half_a_video(tmp_path):
-  class Stops:
-    calls = 0
-
-    def check(self):
-      self.calls += 1
-      if self.calls == 5:
-        assert os.listdir(tmp_path) == ['.1.partial.mp4']
-        raise KeyboardInterrupt
-
-  with pytest.raises(KeyboardInterrupt):
-    evaluation.evaluate(Echo(), Painting(), 4, 0, 1, Stops(), tmp_path / '1.mp4')
-  assert os.listdir(tmp_path) == []
-
-
-@contextlib.contextmanager
-def full_disk():
-  """Files of at most a hundred bytes."""
-  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-  resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
-  try:
-    yield
-  finally:
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-
-def test_a_full_disk_leaves_no_half_a_video(tmp_path):
-  with full_disk(), pytest.raises(OSError, match=r'1\.mp4: the video could not be written'):
-    evaluation.evaluate(Echo(), Painting(), 4, 0, 1, None, tmp_path / '1.mp4')
-  assert os.listdir(tmp_path) == []
-
-
 # Evaluations.
+
+
+def alone(agent, environment):
+  """Plays one episode at a time."""
+  return functools.partial(playing.play_episodes, [agent], [environment])
 
 
 @pytest.mark.parametrize('eval_steps, num_episodes', [(1, 1), (3, 1), (4, 2), (6, 2), (7, 3)])
 def test_whole_episodes_are_played_until_enough_steps(eval_steps: int, num_episodes: int):
   """Of 10, 11 and 12 frames, each three agent steps."""
   agent, environment = Echo(), Seeded()
-  result = evaluation.evaluate(agent, environment, eval_steps, seed=5, iteration=2)
+  result = evaluation.evaluate(alone(agent, environment), eval_steps, seed=5, iteration=2)
   lengths = np.arange(10, 10 + num_episodes)
   assert {name: value for name, value in result.items() if name not in TIMINGS} == {
     'eval_episode_return': np.mean(lengths * (lengths + 1) / 2),
@@ -146,7 +40,7 @@ def test_whole_episodes_are_played_until_enough_steps(eval_steps: int, num_episo
     'eval_num_episodes': num_episodes,
     'eval_state_value': sum(sum(range(100, 100 + n)) / 2 for n in lengths) / sum(lengths),
   }
-  seeds = [evaluation.episode_seed(5, 2, number) for number in range(num_episodes)]
+  seeds = [playing.episode_seed(5, 2, number) for number in range(num_episodes)]
   assert environment.seeds == [environment_seed for environment_seed, _ in seeds]
   np.testing.assert_array_equal(agent.keys, [key for _, key in seeds])
   rate = sum(lengths) / result['eval_seconds']
@@ -154,8 +48,8 @@ def test_whole_episodes_are_played_until_enough_steps(eval_steps: int, num_episo
 
 
 def test_the_episodes_that_count_are_the_first_ones():
-  def of_steps(num_steps: int) -> evaluation.Episode:
-    return evaluation.Episode(num_frames=4 * num_steps)
+  def of_steps(num_steps: int) -> playing.Episode:
+    return playing.Episode(num_frames=4 * num_steps)
 
   episodes = {0: of_steps(5), 1: of_steps(9), 3: of_steps(2), 4: of_steps(50)}
   for eval_steps, count in ((1, 1), (5, 1), (6, 2), (14, 2)):
@@ -167,6 +61,18 @@ def test_the_episodes_that_count_are_the_first_ones():
   assert evaluation.counting(episodes, 17) == [episodes[n] for n in range(4)]
 
 
+@pytest.mark.parametrize(
+  'eval_steps, size', [(1, 2), (4_000, 2), (6_000, 3), (8_000, 4), (125_000, 4)]
+)
+def test_groups_are_small_where_few_episodes_count(eval_steps: int, size: int):
+  assert evaluation.group_size(eval_steps) == size
+
+
+def test_what_is_missing_is_what_no_earlier_episode_has():
+  episodes = {n: playing.Episode(num_frames=4 * n) for n in (1, 2, 5)}
+  assert [evaluation.missing_steps(episodes, n, 10) for n in range(7)] == [10, 10, 9, 7, 7, 7, 2]
+
+
 def test_a_signal_ends_an_evaluation():
   class Interrupted(Echo):
     def step(self, timestep):
@@ -176,7 +82,7 @@ def test_a_signal_ends_an_evaluation():
 
   agent = Interrupted()
   with parts.StopSignal() as stop:
-    evaluation.evaluate(agent, Seeded(), 1000, 0, 1, stop)
+    evaluation.evaluate(alone(agent, Seeded()), 1000, 0, 1, stop)
     raise AssertionError('not left')
   assert stop.requested and len(agent.seen) == 18
 
@@ -184,34 +90,25 @@ def test_a_signal_ends_an_evaluation():
 # Workers.
 
 
-class State(NamedTuple):
-  online_params: float
-  others: str
+class Raw:
+  """Leaves timesteps as they are."""
+
+  def reset(self):
+    pass
+
+  def __call__(self, timestep):
+    return timestep
 
 
 class Gambler:
   """Acts at random, with its parameter as its statistic."""
 
-  def __init__(self):
-    self._state = State(0.0, 'more')
+  processor = Raw()
+  statistics = {'state_value': 0.0}  # noqa: RUF012
 
-  def reset(self, rng_key=None):
-    if rng_key is not None:
-      self._rng = np.random.default_rng(np.asarray(rng_key))
-
-  def step(self, timestep):
-    return int(self._rng.integers(100))
-
-  def get_state(self):
-    return self._state
-
-  def set_state(self, state):
-    assert state.others == 'more'
-    self._state = state
-
-  @property
-  def statistics(self):
-    return {'state_value': self._state.online_params}
+  def act(self, online_params, rng_key, s_t):
+    rng_key, action_key = jax.random.split(rng_key)
+    return rng_key, jax.random.randint(action_key, (), 0, 100), online_params
 
 
 class Dice(dm_env.Environment):
@@ -277,14 +174,26 @@ def without_timings(result: dict) -> dict:
   return {name: value for name, value in result.items() if name not in TIMINGS}
 
 
+NUM_PLAYERS = 3
+
+
+def make_workers(num_workers: int, make_environment=Dice):
+  workers = evaluation.Workers(num_workers, Gambler, make_environment, NUM_PLAYERS)
+  return contextlib.closing(workers)
+
+
+def param(iteration: int) -> np.ndarray:
+  return np.array(iteration / 10, np.float32)
+
+
 @pytest.fixture(scope='module')
 def wanted():
   """Of three evaluations, with other parameters each, what they give in this process."""
-  agent = Gambler()
+  players = playing.Players(Gambler(), Dice, NUM_PLAYERS)
   results = []
   for iteration in (1, 2, 3):
-    agent.set_state(State(iteration / 10, 'more'))
-    result = evaluation.evaluate(agent, Dice(seed=0), 400, 7, iteration)
+    players.set_params(param(iteration))
+    result = evaluation.evaluate(players.play, 400, 7, iteration)
     results.append(without_timings(result))
   assert results[0] != results[1] and results[0]['eval_num_episodes'] > 5
   return results
@@ -292,13 +201,13 @@ def wanted():
 
 def play_all(workers: evaluation.Workers) -> list[dict]:
   return [
-    without_timings(workers.play(iteration / 10, 400, 7, iteration)) for iteration in (1, 2, 3)
+    without_timings(workers.play(param(iteration), 400, 7, iteration)) for iteration in (1, 2, 3)
   ]
 
 
 @pytest.mark.parametrize('num_workers', [1, 2, 3])
 def test_workers_have_no_say_in_what_is_evaluated(num_workers: int, wanted):
-  with contextlib.closing(evaluation.Workers(num_workers, Gambler, Dice)) as workers:
+  with make_workers(num_workers) as workers:
     assert play_all(workers) == wanted
     assert len(multiprocessing.active_children()) >= num_workers
   assert not [
@@ -306,19 +215,36 @@ def test_workers_have_no_say_in_what_is_evaluated(num_workers: int, wanted):
   ]
 
 
-def test_an_episode_that_a_worker_died_in_is_played_again(tmp_path, wanted):
+class Noting(Dice):
+  """Notes its seeds in a file."""
+
+  def seed(self, seed):
+    super().seed(seed)
+    with open(pathlib.Path(self._directory, 'seeds'), 'a') as file:
+      file.write(f'{seed}\n')
+
+
+def test_workers_play_different_episodes(tmp_path):
+  with make_workers(2, functools.partial(Noting, str(tmp_path))) as workers:
+    workers.play(param(1), 400, 7, 1)
+  seeds = (tmp_path / 'seeds').read_text().split()
+  played = [seed for seed in seeds if seed != '0']  # with which it is made
+  assert len({*played}) == len(played) > 5
+
+
+def test_episodes_that_a_worker_died_in_are_played_again(tmp_path, wanted):
   deadly = functools.partial(Deadly, str(tmp_path))
-  with contextlib.closing(evaluation.Workers(2, Gambler, deadly)) as workers:
+  with make_workers(2, deadly) as workers:
     assert play_all(workers) == wanted
   assert len(os.listdir(tmp_path)) == 3
 
 
 def test_workers_that_all_die_are_given_up():
   with (
-    contextlib.closing(evaluation.Workers(1, Gambler, AlwaysDeadly)) as workers,
+    make_workers(1, AlwaysDeadly) as workers,
     pytest.raises(ChildProcessError, match=r'4 evaluation workers died .* exit code -9'),
   ):
-    workers.play(0.0, 1, 7, 1)
+    workers.play(param(1), 1, 7, 1)
 
 
 class Faulty(Dice):
@@ -328,26 +254,28 @@ class Faulty(Dice):
 
 def test_a_worker_that_fails_is_not_replaced(capfd):
   with (
-    contextlib.closing(evaluation.Workers(1, Gambler, Faulty)) as workers,
+    make_workers(1, Faulty) as workers,
     pytest.raises(ChildProcessError, match='an evaluation worker failed'),
   ):
-    workers.play(0.0, 1, 7, 1)
+    workers.play(param(1), 1, 7, 1)
   assert capfd.readouterr().err.count('\nZeroDivisionError') <= 1
 
 
 def test_an_evaluation_can_be_cancelled_and_leaves_its_workers_free(tmp_path, wanted):
   endless = functools.partial(Endless, str(tmp_path))
-  with contextlib.closing(evaluation.Workers(1, Gambler, endless)) as workers:
+  with make_workers(1, endless) as workers:
     for iteration in (1, 2):  # the second needs the first to be dropped
-      result = workers.play(0.0, 1, 7, iteration, cancelled=lambda: len(os.listdir(tmp_path)) == 1)
+      result = workers.play(
+        param(1), 1, 7, iteration, cancelled=lambda: len(os.listdir(tmp_path)) == 1
+      )
       assert result is None
       (pid,) = os.listdir(tmp_path)
       os.unlink(tmp_path / pid)
 
 
 def play_endlessly(directory: str) -> None:
-  workers = evaluation.Workers(1, Gambler, functools.partial(Endless, directory))
-  workers.play(0.0, 1, 7, 1)
+  with make_workers(1, functools.partial(Endless, directory)) as workers:
+    workers.play(param(1), 1, 7, 1)
 
 
 def test_workers_end_when_the_run_is_killed(tmp_path):
@@ -370,11 +298,11 @@ def test_workers_end_when_the_run_is_killed(tmp_path):
 
 
 def test_workers_record_the_first_episode_and_tell_what_forbids_it(tmp_path):
-  with contextlib.closing(evaluation.Workers(2, Gambler, Dice)) as workers:
-    workers.play(0.0, 400, 7, 1, tmp_path / '1.mp4')
+  with make_workers(2) as workers:
+    workers.play(param(1), 400, 7, 1, tmp_path / '1.mp4')
     assert os.listdir(tmp_path) == ['1.mp4']
     with pytest.raises(OSError, match='/dev/null'):
-      workers.play(0.0, 400, 7, 2, pathlib.Path('/dev/null/1.mp4'))
+      workers.play(param(1), 400, 7, 2, pathlib.Path('/dev/null/1.mp4'))
 
 
 def test_the_default_leaves_a_core_to_learning(monkeypatch):

@@ -81,21 +81,36 @@ class Trainable(Agent, Protocol):
     """Goes on from a state that `get_state` gave."""
 
 
+class Processor(Protocol):
+  """What acting needs of an agent's preprocessing; see `processors.AtariProcessor`."""
+
+  def reset(self) -> None:
+    """Forgets the episode."""
+
+  def __call__(self, timestep: dm_env.TimeStep) -> dm_env.TimeStep | None:
+    """Takes a raw timestep; returns what the network sees, or None: repeat the last action."""
+
+
 class Learner(Trainable, Protocol):
   """What an experiment needs of an agent: data to learn from, and its pure functions.
 
   Attributes:
     data: what it learns from; may be replaced between calls of `learn`.
+    processor: makes raw timesteps into what `act` sees.
     initial_state: (rng_key) -> state; pure.
     update: (state, data) -> (state, metrics, each []), one gradient step; pure. The state has
       `online_params`, which acting needs, and `num_updates`.
-    act: (online_params, rng_key, s_t [84, 84, 4]) -> (rng_key, action, value); pure.
+    act: (online_params, rng_key, s_t [84, 84, 4]) -> (rng_key, action, value); pure. The value is
+      what `statistics`, which has one entry, says of the action.
   """
 
   data: Any
   initial_state: Callable[..., Any]
   update: Callable[..., Any]
   act: Callable[..., Any]
+
+  @property
+  def processor(self) -> Processor: ...
 
 
 # Acting.

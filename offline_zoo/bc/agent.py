@@ -80,7 +80,7 @@ class Bc:
       rng_key: of initialisation, sampling and, until `reset` is given another, acting.
     """
     self.data = data
-    self._processor = processor
+    self.processor = processor
 
     def initial_state(rng_key: jax.Array) -> LearnerState:
       """Draws the network's parameters; the state before the first update."""
@@ -142,7 +142,7 @@ class Bc:
 
   def reset(self, rng_key: jax.Array | None = None) -> None:
     """Begins an episode; with a key, all acting from now on is a function of it."""
-    self._processor.reset()
+    self.processor.reset()
     self._action = 0
     self._greedy_probability = 0.0
     if rng_key is not None:
@@ -150,7 +150,7 @@ class Bc:
 
   def step(self, timestep: dm_env.TimeStep) -> int:
     """Takes a raw timestep; returns a new action, or between decisions the last one again."""
-    processed = self._processor(timestep)
+    processed = self.processor(timestep)
     if processed is not None and not processed.last():
       self._act_key, action, probability = self._act(
         self._state.online_params, self._act_key, processed.observation

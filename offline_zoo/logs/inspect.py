@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from offline_zoo import atari_env, episodes, evaluation, logs, program, replay, results
+from offline_zoo import atari_env, episodes, logs, playing, program, replay, results
 from offline_zoo.atari_data import FRAME_SHAPE, NUM_ACTION_REPEATS, STACK_SIZE
 from offline_zoo.encoding import frame_store, replay_cache
 from offline_zoo.encoding import shards as encoded_shards
@@ -337,7 +337,7 @@ def write_video(
     raise ValueError('--video_path: expected logs with whole episodes; none lies whole in a shard')
   start, length, score = (column[episode] for column in summaries[position].of_episodes)
   first = start + STACK_SIZE - 1
-  with evaluation.Mp4(path, _FRAMES_PER_SECOND) as video:
+  with playing.Mp4(path, _FRAMES_PER_SECOND) as video:
     for row in range(first, first + length, _FRAMES_PER_PIECE):
       rows = np.arange(row, min(row + _FRAMES_PER_PIECE, first + length))
       for frame in encoded.decode(position, rows):

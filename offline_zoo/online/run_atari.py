@@ -7,6 +7,7 @@ play, of which logs/recorded.py makes shards to learn from offline.
 """
 
 import dataclasses
+import functools
 import importlib
 import os
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from absl import logging
 
-from offline_zoo import atari_data, atari_env, evaluation, parts, program, replay, results
+from offline_zoo import atari_data, atari_env, evaluation, parts, playing, program, replay, results
 from offline_zoo.logs import recorded
 
 from . import growing_replay, learner
@@ -221,8 +222,9 @@ def main(config: Config) -> None:
   with parts.StopSignal() as stop:  # SIGTERM and Ctrl-C leave the block at the next good moment
     while progress.iteration <= config.num_iterations:
       parts.learn_iteration(agent, progress, config.num_updates_per_iteration, stop)
+      play = functools.partial(playing.play_episodes, [agent], [make_environment(seed=0)])
       row = evaluation.evaluate(
-        agent, make_environment(seed=0), config.eval_steps, config.seed, progress.iteration, stop,
+        play, config.eval_steps, config.seed, progress.iteration, stop,
         run.video_path(progress.iteration),
       )  # fmt: skip
       # Those of the warm-up too, which no update follows.

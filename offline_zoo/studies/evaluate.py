@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from offline_zoo import atari_data, evaluation, parts, program, replay, results, trained_agent
+from offline_zoo import atari_data, parts, playing, program, replay, results, trained_agent
 from offline_zoo.logs import demo
 from offline_zoo.studies import statistics
 
@@ -68,8 +68,8 @@ def play(
   for number in range(episodes):
     path = None if number else video_path
     seeds = (seed, 0, number)  # no run's: its iterations count from 1
-    episode = evaluation.play_episode(trained.agent, trained.environment, seeds, path)
-    returns.append(episode.episode_return)
+    played = playing.play_episodes([trained.agent], [trained.environment], seeds, video_path=path)
+    returns.append(played[number].episode_return)
   return np.array(returns)
 
 
