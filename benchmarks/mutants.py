@@ -149,7 +149,7 @@ EDITS: dict[str, list[tuple[str, str, str]]] = {
      'evaluation_test.py::test_the_episodes_that_count_are_the_first_ones'),
     ('for n, x in episodes.items() if n < number)', 'for n, x in episodes.items())',
      'evaluation_test.py::test_what_is_missing_is_what_no_earlier_episode_has'),
-    ('eval_steps // 2_000, 2), 4)', 'eval_steps // 1_000, 2), 4)',
+    ('eval_steps // 2_000, 1), 4)', 'eval_steps // 1_000, 1), 4)',
      'evaluation_test.py::test_groups_are_small_where_few_episodes_count'),
     ('if worker.iteration != iteration else None', 'if worker.iteration is None else None',
      'evaluation_test.py::test_workers_have_no_say_in_what_is_evaluated'),

@@ -41,7 +41,7 @@ def group_size(eval_steps: int) -> int:
   Args:
     eval_steps: agent steps that an evaluation has at least.
   """
-  return min(max(eval_steps // 2_000, 2), 4)
+  return min(max(eval_steps // 2_000, 1), 4)
 
 
 def counting(

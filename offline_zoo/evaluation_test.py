@@ -62,7 +62,7 @@ def test_the_episodes_that_count_are_the_first_ones():
 
 
 @pytest.mark.parametrize(
-  'eval_steps, size', [(1, 2), (4_000, 2), (6_000, 3), (8_000, 4), (125_000, 4)]
+  'eval_steps, size', [(1, 1), (4_000, 2), (6_000, 3), (8_000, 4), (125_000, 4)]
 )
 def test_groups_are_small_where_few_episodes_count(eval_steps: int, size: int):
   assert evaluation.group_size(eval_steps) == size
