@@ -27,7 +27,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 from unittest import mock
 
 import jax
@@ -42,7 +42,8 @@ BATCH_SIZE = 32
 NUM_ACTIONS = 6
 
 
-class Learner(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class Learner:
   """One of ours, and the peers that do the same work.
 
   Attributes:
@@ -57,8 +58,8 @@ class Learner(NamedTuple):
   agent: str
   padding: str
   passes: int
-  peers: Mapping[str, int] = {}
-  settings: Mapping[str, Any] = {}
+  peers: Mapping[str, int] = dataclasses.field(default_factory=dict)
+  settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   in_scan: bool = False
 
   @property
@@ -67,6 +68,7 @@ class Learner(NamedTuple):
     return ' '.join([self.agent, *flags, *(['in a scan'] if self.in_scan else [])])
 
 
+DQN = Learner('dqn', 'SAME', 2, {'dopamine': 2})
 DOUBLE = {'double_q': True}
 # Peers that have a flag for it, or always do so, choose the next action with the online network: so
 # do ours beside them. What is left of extra passes is in their ways, not in the algorithms:
@@ -81,7 +83,7 @@ LEARNERS = (
   Learner('bcq', 'VALID', 3, {'tianshou': 5, 'd3rlpy': 5}),
   Learner('crr', 'VALID', 2, {'tianshou': 4}),
   Learner('bc', 'VALID', 1, {'tianshou': 1, 'd3rlpy': 1}),
-  Learner('dqn', 'SAME', 2, {'dopamine': 2}),
+  DQN,
   Learner('qrdqn', 'SAME', 2, {'dopamine': 2}),
   Learner('c51', 'SAME', 2, {'dopamine': 2}),
   Learner('cql', 'SAME', 2),
@@ -95,8 +97,8 @@ LEARNERS = (
 )
 
 
-def make_learner(data: replay.ReplayData, learner: Learner = LEARNERS[7]) -> parts.Learner:
-  """One of ours, at the beginning of its learning; by default DQN as it comes."""
+def make_learner(data: replay.ReplayData, learner: Learner = DQN) -> parts.Learner:
+  """One of ours, at the beginning of its learning; DQN if not told."""
   run_atari = importlib.import_module(f'offline_zoo.{learner.agent}.run_atari')
   config = dataclasses.replace(run_atari.Config(), **learner.settings)
   padded = {
@@ -113,13 +115,10 @@ def make_learner(data: replay.ReplayData, learner: Learner = LEARNERS[7]) -> par
 
 
 def load(replay_dir: pathlib.Path, agent: str) -> replay.ReplayData:
-  """One shard, as the agent wants it."""
+  """Loads one shard, as the agent wants it."""
   first = open_shards(replay_dir)[0].number
-  if agent == 'off_policy_dqn':
-    return replay.load(
-      replay_dir, [first], num_actions=NUM_ACTIONS, n_step=5, with_probabilities=True
-    )
-  return replay.load(replay_dir, [first], num_actions=NUM_ACTIONS)
+  settings = {'n_step': 5, 'with_probabilities': True} if agent == 'off_policy_dqn' else {}
+  return replay.load(replay_dir, [first], num_actions=NUM_ACTIONS, **settings)
 
 
 def lowered_update(learner: parts.Learner) -> jax.stages.Lowered:
@@ -164,14 +163,12 @@ KINDS = (
 )  # fmt: skip
 
 
-def shares(
-  learner: parts.Learner, update: jax.stages.Compiled, num_updates: int
-) -> dict[str, float]:
+def shares(learner: parts.Learner, num_updates: int) -> dict[str, float]:
   """Traces updates: how much of the time that operations take is spent on each kind.
 
   Operations that run at the same time count in full.
   """
-  program = update.as_text() or ''
+  program = lowered_update(learner).compile().as_text() or ''
   computations = dict(re.findall(r'^%(\S+) [^\n]*\{\n(.*?)^\}', program, re.M | re.S))
   kinds = {}
   for line in program[program.index('\nENTRY') :].splitlines():
@@ -207,6 +204,65 @@ def spread(values: np.ndarray, digits: int) -> str:
   return f'{np.median(values):.{digits}f} ({values.min():.{digits}f} to {values.max():.{digits}f})'
 
 
+class Machine:
+  """What it can do at most, measured again and again."""
+
+  def __init__(self):
+    self._square = jnp.ones((2048, 2048))
+    self._product = jax.jit(lambda a: a @ a)
+    self._vector = jnp.ones(2**26)
+    self._add = jax.jit(lambda a: a + 1, donate_argnums=0)  # in place: touches no pages anew
+    self._seconds: list[tuple[float, float]] = []
+
+  def measure(self) -> None:
+    product = seconds(self._product, self._square)
+    start = time.perf_counter()
+    self._vector = self._add(self._vector).block_until_ready()
+    self._seconds.append((product, time.perf_counter() - start))
+
+  def rates(self) -> tuple[float, float]:
+    """Gives medians: floating-point operations a second, and bytes a second."""
+    product, add = np.median(self._seconds[1:], axis=0)  # the first ones compile
+    return 2 * 2048**3 / product, 2 * self._vector.nbytes / add
+
+
+def print_speeds(
+  learners: Mapping[Learner, parts.Learner],
+  per_update: Mapping[Learner, Mapping[str, list[float]]],
+  machine: Machine,
+) -> None:
+  """Prints a table of updates a second, of the bound, and of peers' (seconds by round)."""
+  flop_rate, bandwidth = machine.rates()
+  libraries = list(dict.fromkeys(name for times in per_update.values() for name in times))[1:]
+  print(f'\n{flop_rate / 1e9:.0f} GFLOP/s, {bandwidth / 1e9:.1f} GB/s. Medians (least to most):\n')
+  print(
+    '| agent | padding | passes | updates/s | GFLOP | MB | of the bound | '
+    + ''.join(f'faster than {library} by | passes | ' for library in libraries)
+  )
+  print('|---|---|---|---|---|---|---|' + '---|---|' * len(libraries))
+  for x, learner in learners.items():
+    ours = np.array(per_update[x]['ours'])
+    flops = (lowered_update(learner).cost_analysis() or {})['flops']
+    bytes_ = least_bytes(learner, x.passes)
+    share = (flops / flop_rate + bytes_ / bandwidth) / np.median(ours)
+    cells = [x.name, x.padding, str(x.passes), spread(1 / ours, 1)]
+    cells += [f'{flops / 1e9:.2f}', f'{bytes_ / 1e6:.0f}', f'{share:.0%}']
+    for library in libraries:
+      theirs = np.array(per_update[x].get(library, []))
+      cells += [spread(theirs / ours, 2), str(x.peers[library])] if theirs.size else ['', '']
+    print(f'| {" | ".join(cells)} |', flush=True)
+
+
+def print_shares(learners: Mapping[Learner, parts.Learner]) -> None:
+  """Prints a table of where the time goes."""
+  print('\nWhere the time of operations goes, in a trace:\n')
+  print(f'| agent | padding | {" | ".join(KINDS)} |\n|---|---|{"---|" * len(KINDS)}')
+  for x, learner in learners.items():
+    if not x.in_scan:  # whose operations a trace does not tell apart
+      cells = [f'{share:.0%}' for share in shares(learner, num_updates=5).values()]
+      print(f'| {x.name} | {x.padding} | {" | ".join(cells)} |', flush=True)
+
+
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--agents', nargs='*', metavar='agent', help='default: all ten')
@@ -225,81 +281,44 @@ def main() -> None:
     library: protocol.Peer(python, f'{library}_learn.py', f'--replay_dir={replay_dir}')
     for library, python in (peer.split('=', 1) for peer in args.peers)
   }
-  data = {agent: load(replay_dir, agent) for agent in {x.agent for x in chosen}}
-  square = jnp.ones((2048, 2048))
-  product = jax.jit(lambda a: a @ a)
-  vector = jnp.ones(2**26)
-  add = jax.jit(lambda a: a + 1, donate_argnums=0)  # in place, so that no pages are touched anew
+  learners = {x: make_learner(load(replay_dir, x.agent), x) for x in chosen}
+  machine = Machine()
 
-  ours = [make_learner(data[x.agent], x) for x in chosen]
-  # For each learner of ours: how to make n updates of it and of its peers, by who makes them.
-  turns: list[dict[str, Callable[[int], float]]] = []
-  for x, learner in zip(chosen, ours, strict=True):
-    turns.append({'offline_zoo': functools.partial(seconds, learner.learn)})
-    for library in x.peers.keys() & peers.keys():
-      turns[-1][library] = functools.partial(peers[library].seconds, x.agent)
+  # Seconds an update by round, of each of ours and of its peers.
+  per_update: dict[Learner, dict[str, list[float]]] = {x: {} for x in chosen}
 
-  nums_updates = [max(1, args.updates // 10) if x.in_scan else args.updates for x in chosen]
+  def take_turns() -> None:
+    for x, learner in learners.items():
+      num_updates = max(1, args.updates // 10) if x.in_scan else args.updates
+      times = {'ours': seconds(learner.learn, num_updates)}
+      for library in x.peers.keys() & peers.keys():
+        times[library] = peers[library].seconds(x.agent, num_updates)
+      for name, time_taken in times.items():
+        per_update[x].setdefault(name, []).append(time_taken / num_updates)
+    machine.measure()
 
-  for turn, num_updates in zip(turns, nums_updates, strict=True):  # compiles, and touches memory
-    for make_updates in turn.values():
-      make_updates(num_updates)
-  product(square).block_until_ready()
-  vector = add(vector)
+  take_turns()  # compiles, and touches memory
+  for times in per_update.values():
+    times.clear()
   compiled: list[str] = []
   jax.monitoring.register_event_duration_secs_listener(
     lambda event, *_, **__: compiled.append(event) if 'backend_compile' in event else None
   )
-  per_update: list[dict[str, list[float]]] = [{name: [] for name in turn} for turn in turns]
-  product_seconds, add_seconds, resident = [], [], []
+  resident = []
   for _ in range(args.rounds):
-    for turn, num_updates, taken in zip(turns, nums_updates, per_update, strict=True):
-      for name, make_updates in turn.items():
-        taken[name].append(make_updates(num_updates) / num_updates)
-    product_seconds.append(seconds(product, square))
-    start = time.perf_counter()
-    vector = add(vector).block_until_ready()
-    add_seconds.append(time.perf_counter() - start)
+    take_turns()
     resident.append(resident_gigabytes())
   num_compiled = len(compiled)
 
-  flop_rate = 2 * 2048**3 / np.median(product_seconds)
-  bandwidth = 2 * vector.nbytes / np.median(add_seconds)
   print(
-    f'{jax.devices()[0].device_kind}, jax {jax.__version__}; batches of {BATCH_SIZE}, '
-    f'{args.rounds} rounds of {args.updates} updates in turns (in a scan: a tenth of them); '
-    f'{flop_rate / 1e9:.0f} GFLOP/s, {bandwidth / 1e9:.1f} GB/s'
+    f'{jax.devices()[0].device_kind}, jax {jax.__version__}; {args.rounds} rounds of '
+    f'{args.updates} updates (in a scan: a tenth of them) of batches of {BATCH_SIZE}, in turns'
   )
   for library, peer in peers.items():
     versions = ', '.join(f'{name} {version}' for name, version in peer.ready['versions'].items())
     print(f'{library}: {versions}')
-  print(
-    '\nMedians of rounds (least to most). Passes are those through the convolutions, forward.\n\n'
-    '| agent | padding | passes | updates/s | GFLOP | MB | of the bound | '
-    + ''.join(f'faster than {library} by | passes | ' for library in peers)
-  )
-  print('|---|---|---|---|---|---|---|' + '---|---|' * len(peers))
-  programs = []
-  for x, learner, taken in zip(chosen, ours, per_update, strict=True):
-    lowered = lowered_update(learner)
-    programs.append(lowered)
-    flops = (lowered.cost_analysis() or {})['flops']
-    bytes_ = least_bytes(learner, x.passes)
-    times = np.array(taken['offline_zoo'])
-    share = (flops / flop_rate + bytes_ / bandwidth) / np.median(times)
-    cells = [x.name, x.padding, str(x.passes), spread(1 / times, 1)]
-    cells += [f'{flops / 1e9:.2f}', f'{bytes_ / 1e6:.0f}', f'{share:.0%}']
-    for library in peers:
-      theirs = taken.get(library)
-      cells += [spread(np.array(theirs) / times, 2), str(x.peers[library])] if theirs else ['', '']
-    print(f'| {" | ".join(cells)} |', flush=True)
-
-  print('\nWhere the time of operations goes, in a trace:\n')
-  print(f'| agent | padding | {" | ".join(KINDS)} |\n|---|---|{"---|" * len(KINDS)}')
-  for x, learner, lowered in zip(chosen, ours, programs, strict=True):
-    if not x.in_scan:  # whose operations a trace does not tell apart
-      cells = [f'{s:.0%}' for s in shares(learner, lowered.compile(), 5).values()]
-      print(f'| {x.name} | {x.padding} | {" | ".join(cells)} |', flush=True)
+  print_speeds(learners, per_update, machine)
+  print_shares(learners)
   print(
     f'\nCompilations during the rounds: {num_compiled}. Resident memory after the first round '
     f'{resident[0]:.3f} GB, after the last {resident[-1]:.3f} GB.'
