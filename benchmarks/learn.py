@@ -124,7 +124,9 @@ def load(replay_dir: pathlib.Path, agent: str) -> replay.ReplayData:
 def lowered_update(learner: parts.Learner) -> jax.stages.Lowered:
   """The update as `learn` has it, so that compiling it again takes no time."""
   state = jax.eval_shape(learner.initial_state, jax.random.PRNGKey(0))
-  return jax.jit(learner.update, donate_argnums=0).lower(state, learner.data)
+  options = parts.CPU_COMPILER_OPTIONS if jax.default_backend() == 'cpu' else None
+  jitted = jax.jit(learner.update, donate_argnums=0, compiler_options=options)
+  return jitted.lower(state, learner.data)
 
 
 def least_bytes(learner: parts.Learner, passes: int) -> int:

@@ -206,7 +206,7 @@ EDITS: dict[str, list[tuple[str, str, str]]] = {
      'parts_test.py::test_run_loop_ends_an_episode_at_the_frame_limit'),
     ('if not math.isfinite(mean)', 'if math.isnan(mean)',
      'parts_test.py::test_a_loss_that_is_not_finite_stops_the_run'),
-    ('jax.jit(update, donate_argnums=0)', 'jax.jit(update)',
+    ('jax.jit(update, donate_argnums=0,', 'jax.jit(update,',
      'parts_test.py::test_learn_loop_donates_and_averages'),
     ('history.append(jax.device_get(metrics))', 'history[:] = [jax.device_get(metrics)]',
      'parts_test.py::test_learn_loop_donates_and_averages'),
