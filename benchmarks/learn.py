@@ -154,7 +154,8 @@ def kind(name: str, operation: str) -> str:
   if 'jit(sample' in path:
     return 'sampling'
   if re.search(r' (convolution|dot)\(', operation):
-    return 'products forward' if 'jvp(' in path and 'transpose(' not in path else 'and backward'
+    # Some of the backward pass have lost their path.
+    return 'products forward' if path and 'transpose(' not in path else 'and backward'
   if 'copy' in name or 'transpose' in name:
     return 'layout'
   return 'rest of loss' if 'jvp(' in path else 'optimiser'
@@ -260,7 +261,7 @@ def print_shares(learners: Mapping[Learner, parts.Learner]) -> None:
   print('\nWhere the time of operations goes, in a trace:\n')
   print(f'| agent | padding | {" | ".join(KINDS)} |\n|---|---|{"---|" * len(KINDS)}')
   for x, learner in learners.items():
-    if not x.in_scan:  # whose operations a trace does not tell apart
+    if not x.in_scan:
       cells = [f'{share:.0%}' for share in shares(learner, num_updates=5).values()]
       print(f'| {x.name} | {x.padding} | {" | ".join(cells)} |', flush=True)
 
@@ -320,7 +321,8 @@ def main() -> None:
     versions = ', '.join(f'{name} {version}' for name, version in peer.ready['versions'].items())
     print(f'{library}: {versions}')
   print_speeds(learners, per_update, machine)
-  print_shares(learners)
+  if jax.default_backend() == 'cpu':  # elsewhere all are scans, which a trace does not tell apart
+    print_shares(learners)
   print(
     f'\nCompilations during the rounds: {num_compiled}. Resident memory after the first round '
     f'{resident[0]:.3f} GB, after the last {resident[-1]:.3f} GB.'
