@@ -68,6 +68,7 @@ class Learner:
     return ' '.join([self.agent, *flags, *(['in a scan'] if self.in_scan else [])])
 
 
+LIBRARIES = ('tianshou', 'd3rlpy', 'dopamine')
 DQN = Learner('dqn', 'SAME', 2, {'dopamine': 2})
 DOUBLE = {'double_q': True}
 # Peers that have a flag for it, or always do so, choose the next action with the online network: so
@@ -236,7 +237,7 @@ def print_speeds(
 ) -> None:
   """Prints a table of updates a second, of the bound, and of peers' (seconds by round)."""
   flop_rate, bandwidth = machine.rates()
-  libraries = list(dict.fromkeys(name for times in per_update.values() for name in times))[1:]
+  libraries = [name for name in LIBRARIES if any(name in times for times in per_update.values())]
   print(f'\n{flop_rate / 1e9:.0f} GFLOP/s, {bandwidth / 1e9:.1f} GB/s. Medians (least to most):\n')
   print(
     '| agent | padding | passes | updates/s | GFLOP | MB | of the bound | '
@@ -294,7 +295,7 @@ def main() -> None:
     for x, learner in learners.items():
       num_updates = max(1, args.updates // 10) if x.in_scan else args.updates
       times = {'ours': seconds(learner.learn, num_updates)}
-      for library in x.peers.keys() & peers.keys():
+      for library in (name for name in peers if name in x.peers):
         times[library] = peers[library].seconds(x.agent, num_updates)
       for name, time_taken in times.items():
         per_update[x].setdefault(name, []).append(time_taken / num_updates)
