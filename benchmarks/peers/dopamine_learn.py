@@ -59,7 +59,7 @@ def make_agent(algorithm, num_actions, capacity, seed):
   from dopamine.jax.agents.quantile import quantile_agent
   from dopamine.jax.agents.rainbow import rainbow_agent
 
-  agent_class, optimizer, settings = {
+  agents: dict[str, tuple[type, dict, dict]] = {
     'dqn': (dqn_agent.JaxDQNAgent, RMSPROP, {'loss_type': 'huber'}),
     'qrdqn': (
       quantile_agent.JaxQuantileAgent,
@@ -71,7 +71,8 @@ def make_agent(algorithm, num_actions, capacity, seed):
       ADAM,
       {'num_atoms': 51, 'vmax': 10.0, 'replay_scheme': 'uniform'},
     ),
-  }[algorithm]
+  }
+  agent_class, optimizer, settings = agents[algorithm]
   for name, value in optimizer.items():
     gin.bind_parameter(f'create_optimizer.{name}', value)
   gin.bind_parameter('ReplayBuffer.batch_size', BATCH_SIZE)
