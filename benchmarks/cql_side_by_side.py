@@ -27,6 +27,7 @@ import numpy as np
 import optax
 
 from benchmarks import learn
+from benchmarks.peers import protocol
 from offline_zoo import atari_env, evaluation, networks, parts, playing, processors, replay
 from offline_zoo.cql import agent, run_atari
 from offline_zoo.logs import demo
@@ -37,7 +38,7 @@ ALPHA = 4.0  # for 1% of the data, as the README of CQL's authors says
 class PeerAgent:
   """Acts as a peer says, epsilon-greedily, with our preprocessing."""
 
-  def __init__(self, peer: learn.Peer, num_actions: int, epsilon: float):
+  def __init__(self, peer: protocol.Peer, num_actions: int, epsilon: float):
     self._peer = peer
     self._num_actions = num_actions
     self._epsilon = epsilon
@@ -93,14 +94,14 @@ def main() -> None:
     eval_epsilon=config.eval_epsilon,
     rng_key=jax.random.PRNGKey(config.seed),
   )
-  peer = learn.Peer(
+  peer = protocol.Peer(
     args.peer_python, 'tianshou_cql.py', f'--replay_dir={replay_dir}', f'--alpha={ALPHA}'
   )
 
   seconds: dict[str, list[float]] = {'offline_zoo': [], 'tianshou': []}
   for done in range(0, args.updates, args.chunk):
     chunk = min(args.chunk, args.updates - done)
-    seconds['offline_zoo'].append(learn.seconds(lambda: ours.learn(chunk)))  # noqa: B023
+    seconds['offline_zoo'].append(learn.seconds(ours.learn, chunk))
     seconds['tianshou'].append(peer.ask({'train': chunk})['seconds'])
   versions = ', '.join(f'{name} {v}' for name, v in peer.ready['versions'].items())
   print(f'{versions}; {peer.ready["threads"]} threads')

@@ -49,11 +49,11 @@ def main() -> None:
       for number in range(1, args.rounds + 1):
         learnt = threading.Event()
         play = functools.partial(workers.play, params, 10**9, 0, number, cancelled=learnt.is_set)
-        seconds = learn.seconds(lambda: agent.learn(args.updates))
+        seconds = learn.seconds(agent.learn, args.updates)
         rates['alone'].append(args.updates / seconds)
         thread = threading.Thread(target=play)
         thread.start()
-        seconds = learn.seconds(lambda: agent.learn(args.updates))
+        seconds = learn.seconds(agent.learn, args.updates)
         rates['beside a worker'].append(args.updates / seconds)
         learnt.set()
         thread.join()

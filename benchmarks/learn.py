@@ -1,73 +1,200 @@
-"""Updates a second of the DQN learner, beside Dopamine's and beside the bound of this machine.
+"""Updates a second of every agent, beside other libraries' and beside the bound of this machine.
 
-  python -m benchmarks.learn --peer_python=<venv>/bin/python
+  python -m benchmarks.learn --peers tianshou=<python> d3rlpy=<python> dopamine=<python>
 
-Takes turns, in one process each, between our `learn`, the naive form of it (plain convolutions in a
-scan) and, if `--peer_python` names the Python of an environment made as benchmarks/peers/README.md
-says, Dopamine's JAX DQN on its own replay; all with SAME padding, batch 32 and the same logs.
-Prints the median over rounds and the ratio to ours round by round.
+benchmarks/peers/README.md says how to make the environments whose Pythons these are; without them,
+ours run alone. In each round every learner makes the same number of updates of 32 transitions, each
+peer right after the learner of ours that does the same work: the same algorithm with the same
+padding. `LEARNERS` says which, and how often each passes through its network. All sample from the
+same logs: ours from one resident shard, peers from its first 5,000 transitions in their replays.
 
-The bound is the time that the update's matrix products take at the rate measured here for a large
-one, plus the time that its least memory traffic takes at the bandwidth measured here for a large
-sum; see `matmul_flops` and `least_bytes`.
+The bound is the time that an update's floating-point operations, as XLA counts them, take at the
+rate measured here for a large matrix product, plus the time that its least memory traffic takes at
+the bandwidth measured here for a large sum; see `least_bytes`. Where the time goes is read from a
+trace, in which operations that run at the same time count in full; see `kinds`.
 """
 
 import argparse
+import dataclasses
+import functools
+import gzip
+import importlib
 import json
 import pathlib
+import re
 import resource
-import subprocess
+import tempfile
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
 from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from offline_zoo import replay
-from offline_zoo.dqn import agent, run_atari
+from benchmarks.peers import protocol
+from offline_zoo import networks, parts, replay
 from offline_zoo.logs import demo, open_shards
 
 BATCH_SIZE = 32
 NUM_ACTIONS = 6
-# Output positions, inputs to each and outputs at each, of the five layers with SAME padding.
-LAYERS = (
-  (21 * 21, 8 * 8 * 4, 32),
-  (11 * 11, 4 * 4 * 32, 64),
-  (11 * 11, 3 * 3 * 64, 64),
-  (1, 11 * 11 * 64, 512),
-  (1, 512, NUM_ACTIONS),
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Learner:
+  """One of ours, and the peers that do the same work.
+
+  Attributes:
+    agent: its directory.
+    padding: of the convolutions.
+    passes: forward passes through the convolutions in an update, which makes one backward besides.
+    peers: passes of each library's algorithm of the agent's name.
+    settings: flags, where they are not the defaults.
+    in_scan: whether its updates are a scan, as on a GPU, rather than a loop over a jitted one.
+  """
+
+  agent: str
+  padding: str
+  passes: int
+  peers: Mapping[str, int] = dataclasses.field(default_factory=dict)
+  settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  in_scan: bool = False
+
+  @property
+  def name(self) -> str:
+    flags = (f'--{name}={value}' for name, value in self.settings.items())
+    return ' '.join([self.agent, *flags, *(['in a scan'] if self.in_scan else [])])
+
+
+LIBRARIES = ('tianshou', 'd3rlpy', 'dopamine')
+DQN = Learner('dqn', 'SAME', 2, {'dopamine': 2})
+DOUBLE = {'double_q': True}
+# Peers that have a flag for it, or always do so, choose the next action with the online network: so
+# do ours beside them. What is left of extra passes is in their ways, not in the algorithms:
+# Tianshou's BCQ and CRR, and d3rlpy's BCQ, pass through shared convolutions once for each head;
+# d3rlpy's CQL passes, forward and backward, once more for its conservative term. peers/*_learn.py
+# rid both libraries' QR-DQN of a third pass, which ours has no flag for. Nobody else has the rest.
+LEARNERS = (
+  Learner('dqn', 'VALID', 3, {'tianshou': 3, 'd3rlpy': 3}, DOUBLE),
+  Learner('qrdqn', 'VALID', 2, {'tianshou': 2, 'd3rlpy': 2}),
+  Learner('cql', 'VALID', 3, {'tianshou': 3, 'd3rlpy': 4}, DOUBLE),
+  Learner('c51', 'VALID', 3, {'tianshou': 3}, DOUBLE),
+  Learner('bcq', 'VALID', 3, {'tianshou': 5, 'd3rlpy': 5}),
+  Learner('crr', 'VALID', 2, {'tianshou': 4}),
+  Learner('bc', 'VALID', 1, {'tianshou': 1, 'd3rlpy': 1}),
+  DQN,
+  Learner('qrdqn', 'SAME', 2, {'dopamine': 2}),
+  Learner('c51', 'SAME', 2, {'dopamine': 2}),
+  Learner('cql', 'SAME', 2),
+  Learner('bcq', 'SAME', 3),
+  Learner('crr', 'SAME', 2),
+  Learner('bc', 'SAME', 1),
+  Learner('rem', 'SAME', 2),
+  Learner('multi_network_rem', 'SAME', 2),  # each of four networks
+  Learner('off_policy_dqn', 'SAME', 2),  # the target network's of six states for each transition
+  Learner('dqn', 'SAME', 2, in_scan=True),  # the naive form, ten times slower
 )
 
 
-def matmul_flops() -> int:
-  """Of one update: online and target values, and the gradients of weights and of inputs."""
-  passes = [2 * BATCH_SIZE * positions * inputs * outputs for positions, inputs, outputs in LAYERS]
-  # The first layer's inputs need no gradient.
-  return 4 * sum(passes) - passes[0]
+def make_learner(data: replay.ReplayData, learner: Learner = DQN) -> parts.Learner:
+  """One of ours, at the beginning of its learning; DQN if not told."""
+  run_atari = importlib.import_module(f'offline_zoo.{learner.agent}.run_atari')
+  config = dataclasses.replace(run_atari.Config(), **learner.settings)
+  padded = {
+    name: functools.partial(function, padding=learner.padding)
+    for name, function in vars(networks).items()
+    if name.endswith('_network')
+  }
+  backend = 'gpu' if learner.in_scan else jax.default_backend()
+  with (
+    mock.patch.dict(vars(networks), padded),
+    mock.patch.object(jax, 'default_backend', lambda: backend),
+  ):
+    return run_atari.make_agent(config, NUM_ACTIONS, data)
 
 
-def least_bytes() -> int:
-  """Of one update: what cannot stay in a cache, 4 bytes a number.
+def load(replay_dir: pathlib.Path, agent: str) -> replay.ReplayData:
+  """Loads one shard, as the agent wants it."""
+  first = open_shards(replay_dir)[0].number
+  settings = {'n_step': 5, 'with_probabilities': True} if agent == 'off_policy_dqn' else {}
+  return replay.load(replay_dir, [first], num_actions=NUM_ACTIONS, **settings)
 
-  Centered RMSProp reads online parameters, gradients and two moments and writes all but the
-  gradients; the forward passes read online and target parameters, the backward pass reads the
-  online ones and writes gradients. Activations are written and read once for each network, and
-  their gradients once. Frames are a byte a pixel.
+
+def lowered_update(learner: parts.Learner) -> jax.stages.Lowered:
+  """The update as `learn` has it, so that compiling it again takes no time."""
+  state = jax.eval_shape(learner.initial_state, jax.random.PRNGKey(0))
+  options = parts.CPU_COMPILER_OPTIONS if jax.default_backend() == 'cpu' else None
+  jitted = jax.jit(learner.update, donate_argnums=0, compiler_options=options)
+  return jitted.lower(state, learner.data)
+
+
+def least_bytes(learner: parts.Learner, passes: int) -> int:
+  """Of one update: what is too large for a cache to keep, which is all that has parameters' shapes.
+
+  Passes forward and the one backward read the parameters, and the latter writes gradients. The
+  optimiser reads gradients, and reads and writes parameters and its own state.
   """
-  num_parameters = sum(inputs * outputs + outputs for _, inputs, outputs in LAYERS)
-  activations = BATCH_SIZE * sum(positions * outputs for positions, _, outputs in LAYERS)
-  return 4 * (11 * num_parameters + 6 * activations) + 2 * 2 * BATCH_SIZE * 84 * 84 * 4
+  state = jax.eval_shape(learner.initial_state, jax.random.PRNGKey(0))
+  parameters, optimizer_state = (
+    sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+    for tree in (state.online_params, state.opt_state)
+  )
+  return (passes + 2 + 3) * parameters + 2 * optimizer_state
 
 
-def make_learner(data: replay.ReplayData) -> agent.Dqn:
-  return run_atari.make_agent(run_atari.Config(), NUM_ACTIONS, data)
+def kind(name: str, operation: str) -> str:
+  """Says what an operation of an update is for.
+
+  Args:
+    name: in XLA's compiled program and in a trace of it.
+    operation: its text there, and that of the operations fused in it.
+  """
+  path = ''.join(re.findall('op_name="([^"]*)"', operation)[:1])  # of JAX's transformations
+  if 'jit(sample' in path:
+    return 'sampling'
+  if re.search(r' (convolution|dot)\(', operation):
+    # Some of the backward pass have lost their path.
+    return 'products forward' if path and 'transpose(' not in path else 'and backward'
+  if 'copy' in name or 'transpose' in name:
+    return 'layout'
+  return 'rest of loss' if 'jvp(' in path else 'optimiser'
 
 
-def seconds(function: Callable[[], object]) -> float:
+KINDS = (
+  'products forward', 'and backward', 'rest of loss', 'layout', 'optimiser', 'sampling',
+)  # fmt: skip
+
+
+def shares(learner: parts.Learner, num_updates: int) -> dict[str, float]:
+  """Traces updates: how much of the time that operations take is spent on each kind.
+
+  Operations that run at the same time count in full.
+  """
+  program = lowered_update(learner).compile().as_text() or ''
+  computations = dict(re.findall(r'^%(\S+) [^\n]*\{\n(.*?)^\}', program, re.M | re.S))
+  kinds = {}
+  for line in program[program.index('\nENTRY') :].splitlines():
+    if match := re.match(r'\s+(?:ROOT )?%(\S+) = ', line):
+      fused = re.search(r'calls=%([\w.\-]+)', line)
+      kinds[match[1]] = kind(match[1], line + (computations[fused[1]] if fused else ''))
+  with tempfile.TemporaryDirectory() as directory:
+    with jax.profiler.trace(directory, create_perfetto_trace=True):
+      learner.learn(num_updates)
+    (path,) = pathlib.Path(directory).rglob('perfetto_trace.json.gz')
+    with gzip.open(path) as stream:
+      events = json.load(stream)['traceEvents']
+  microseconds: Counter[str] = Counter()
+  for event in events:
+    if event.get('ph') == 'X' and event['name'] in kinds:
+      microseconds[kinds[event['name']]] += event['dur']
+  return {name: microseconds[name] / microseconds.total() for name in KINDS}
+
+
+def seconds(function: Callable, *args: object) -> float:
   start = time.perf_counter()
-  jax.block_until_ready(function())
+  jax.block_until_ready(function(*args))
   return time.perf_counter() - start
 
 
@@ -77,120 +204,129 @@ def resident_gigabytes() -> float:
   return pages * resource.getpagesize() / 1e9
 
 
-class Peer:
-  """What a script in peers/ serves from another environment, one line of JSON a request."""
+def spread(values: np.ndarray, digits: int) -> str:
+  return f'{np.median(values):.{digits}f} ({values.min():.{digits}f} to {values.max():.{digits}f})'
 
-  def __init__(self, python: str, script: str, *flags: str):
-    self._script = pathlib.Path(__file__).parent / 'peers' / script
-    self._process = subprocess.Popen(
-      [python, str(self._script), *flags],
-      stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-    )  # fmt: skip
-    self.ready = self._answer()
 
-  def _answer(self) -> dict:
-    assert self._process.stdout is not None
-    line = self._process.stdout.readline()
-    if not line:
-      raise RuntimeError(f'the peer ended; run {self._script} by hand to see why')
-    return json.loads(line)
+class Machine:
+  """What it can do at most, measured again and again."""
 
-  def ask(self, request: object) -> dict:
-    """Its answer to one line of JSON."""
-    assert self._process.stdin is not None
-    print(json.dumps(request), file=self._process.stdin, flush=True)
-    return self._answer()
+  def __init__(self):
+    self._square = jnp.ones((2048, 2048))
+    self._product = jax.jit(lambda a: a @ a)
+    self._vector = jnp.ones(2**26)
+    self._add = jax.jit(lambda a: a + 1, donate_argnums=0)  # in place: touches no pages anew
+    self._seconds: list[tuple[float, float]] = []
 
-  def seconds(self, number: int) -> float:
-    """How long so many updates, or batches, took."""
-    return self.ask(number)['seconds']
+  def measure(self) -> None:
+    product = seconds(self._product, self._square)
+    start = time.perf_counter()
+    self._vector = self._add(self._vector).block_until_ready()
+    self._seconds.append((product, time.perf_counter() - start))
+
+  def rates(self) -> tuple[float, float]:
+    """Gives medians: floating-point operations a second, and bytes a second."""
+    product, add = np.median(self._seconds[1:], axis=0)  # the first ones compile
+    return 2 * 2048**3 / product, 2 * self._vector.nbytes / add
+
+
+def print_speeds(
+  learners: Mapping[Learner, parts.Learner],
+  per_update: Mapping[Learner, Mapping[str, list[float]]],
+  machine: Machine,
+) -> None:
+  """Prints a table of updates a second, of the bound, and of peers' (seconds by round)."""
+  flop_rate, bandwidth = machine.rates()
+  libraries = [name for name in LIBRARIES if any(name in times for times in per_update.values())]
+  print(f'\n{flop_rate / 1e9:.0f} GFLOP/s, {bandwidth / 1e9:.1f} GB/s. Medians (least to most):\n')
+  print(
+    '| agent | padding | passes | updates/s | GFLOP | MB | of the bound | '
+    + ''.join(f'faster than {library} by | passes | ' for library in libraries)
+  )
+  print('|---|---|---|---|---|---|---|' + '---|---|' * len(libraries))
+  for x, learner in learners.items():
+    ours = np.array(per_update[x]['ours'])
+    flops = (lowered_update(learner).cost_analysis() or {})['flops']
+    bytes_ = least_bytes(learner, x.passes)
+    share = (flops / flop_rate + bytes_ / bandwidth) / np.median(ours)
+    cells = [x.name, x.padding, str(x.passes), spread(1 / ours, 1)]
+    cells += [f'{flops / 1e9:.2f}', f'{bytes_ / 1e6:.0f}', f'{share:.0%}']
+    for library in libraries:
+      theirs = np.array(per_update[x].get(library, []))
+      cells += [spread(theirs / ours, 2), str(x.peers[library])] if theirs.size else ['', '']
+    print(f'| {" | ".join(cells)} |', flush=True)
+
+
+def print_shares(learners: Mapping[Learner, parts.Learner]) -> None:
+  """Prints a table of where the time goes."""
+  print('\nWhere the time of operations goes, in a trace:\n')
+  print(f'| agent | padding | {" | ".join(KINDS)} |\n|---|---|{"---|" * len(KINDS)}')
+  for x, learner in learners.items():
+    if not x.in_scan:
+      cells = [f'{share:.0%}' for share in shares(learner, num_updates=5).values()]
+      print(f'| {x.name} | {x.padding} | {" | ".join(cells)} |', flush=True)
 
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument('--agents', nargs='*', metavar='agent', help='default: all ten')
+  parser.add_argument('--peers', nargs='*', default=[], metavar='library=python')
   parser.add_argument('--replay_dir', help='Pong logs; default: the demo logs')
-  parser.add_argument('--peer_python', help="the Python of the peer's environment")
   parser.add_argument('--rounds', type=int, default=15)
-  parser.add_argument('--updates', type=int, default=100, help='a round, of ours and the peer')
-  parser.add_argument('--naive_updates', type=int, default=8, help='a round, of the naive form')
+  parser.add_argument('--updates', type=int, default=20, help='a round, of each learner')
   args = parser.parse_args()
+  chosen = [x for x in LEARNERS if not args.agents or x.agent in args.agents]
+  if unknown := set(args.agents or []) - {x.agent for x in chosen}:
+    parser.error(f'--agents: there is no {", ".join(sorted(unknown))}')
 
   jax.config.update('jax_numpy_rank_promotion', 'raise')
   replay_dir = pathlib.Path(args.replay_dir or demo.find_or_make('pong'))
-  # One shard is all that the peer holds, too.
-  first = open_shards(replay_dir)[0].number
-  data = replay.load(replay_dir, [first], num_actions=NUM_ACTIONS)
-  ours = make_learner(data)
-  square = jnp.ones((2048, 2048))
-  product = jax.jit(lambda a: a @ a)
-  vector = jnp.ones(2**26)
-  add = jax.jit(lambda a: a + 1, donate_argnums=0)  # in place, so that no pages are touched anew
+  peers = {
+    library: protocol.Peer(python, f'{library}_learn.py', f'--replay_dir={replay_dir}')
+    for library, python in (peer.split('=', 1) for peer in args.peers)
+  }
+  learners = {x: make_learner(load(replay_dir, x.agent), x) for x in chosen}
+  machine = Machine()
 
-  ours.learn(1)
-  ours.learn(1)
+  # Seconds an update by round, of each of ours and of its peers.
+  per_update: dict[Learner, dict[str, list[float]]] = {x: {} for x in chosen}
+
+  def take_turns() -> None:
+    for x, learner in learners.items():
+      num_updates = max(1, args.updates // 10) if x.in_scan else args.updates
+      times = {'ours': seconds(learner.learn, num_updates)}
+      for library in (name for name in peers if name in x.peers):
+        times[library] = peers[library].seconds(x.agent, num_updates)
+      for name, time_taken in times.items():
+        per_update[x].setdefault(name, []).append(time_taken / num_updates)
+    machine.measure()
+
+  take_turns()  # compiles, and touches memory
+  for times in per_update.values():
+    times.clear()
   compiled: list[str] = []
   jax.monitoring.register_event_duration_secs_listener(
     lambda event, *_, **__: compiled.append(event) if 'backend_compile' in event else None
   )
-  # While nothing else runs in this process, so that any growth is the learner's.
-  ours.learn(args.updates)
-  resident = [resident_gigabytes()]
-  ours.learn(5 * args.updates)
-  resident.append(resident_gigabytes())
-
-  with mock.patch.object(jax, 'default_backend', lambda: 'gpu'):  # chooses the scan
-    naive = make_learner(data)
-  naive.learn(args.naive_updates)
-  product(square).block_until_ready()
-  vector = add(vector)
-  peer = None
-  if args.peer_python:
-    peer = Peer(args.peer_python, 'dopamine_dqn.py', f'--replay_dir={replay_dir}')
-  names = ['offline_zoo', 'plain convolutions in a scan', *(['dopamine'] if peer else [])]
-  per_update: dict[str, list[float]] = {name: [] for name in names}
-  product_seconds, add_seconds = [], []
-  compiled.clear()
+  resident = []
   for _ in range(args.rounds):
-    per_update[names[0]].append(seconds(lambda: ours.learn(args.updates)) / args.updates)
-    if peer:
-      per_update[names[2]].append(peer.seconds(args.updates) / args.updates)
-    product_seconds.append(seconds(lambda: product(square)))
-    start = time.perf_counter()
-    vector = add(vector).block_until_ready()
-    add_seconds.append(time.perf_counter() - start)
-    naive_seconds = seconds(lambda: naive.learn(args.naive_updates))
-    per_update[names[1]].append(naive_seconds / args.naive_updates)
+    take_turns()
+    resident.append(resident_gigabytes())
+  num_compiled = len(compiled)
 
-  device = jax.devices()[0].device_kind
-  print(f'DQN, SAME padding, batch {BATCH_SIZE}, {device}, jax {jax.__version__}')
-  print(f'{args.rounds} rounds of {args.updates} updates (naive: {args.naive_updates}), in turns')
-  if peer:
-    print(
-      'peer: ' + ', '.join(f'{name} {version}' for name, version in peer.ready['versions'].items())
-    )
-  print('\n| learner | updates/s, median (min to max) | ours is faster by, median (min to max) |')
-  print('|---|---|---|')
-  for name in names:
-    rates = 1 / np.array(per_update[name])
-    ratios = np.array(per_update[name]) / np.array(per_update[names[0]])
-    print(
-      f'| {name} | {np.median(rates):.1f} ({rates.min():.1f} to {rates.max():.1f}) | '
-      f'{np.median(ratios):.2f} ({ratios.min():.2f} to {ratios.max():.2f}) |'
-    )
-  flop_rate = 2 * 2048**3 / np.median(product_seconds)
-  bandwidth = 2 * vector.nbytes / np.median(add_seconds)
-  flop_time, byte_time = matmul_flops() / flop_rate, least_bytes() / bandwidth
-  time_taken = np.median(per_update[names[0]])
   print(
-    f'\nBound: {matmul_flops() / 1e9:.2f} GFLOP at {flop_rate / 1e9:.0f} GFLOP/s is '
-    f'{1e3 * flop_time:.1f} ms, {least_bytes() / 1e6:.0f} MB at {bandwidth / 1e9:.1f} GB/s is '
-    f'{1e3 * byte_time:.1f} ms; an update takes {1e3 * time_taken:.1f} ms: '
-    f'{(flop_time + byte_time) / time_taken:.0%} of the bound is reached.'
+    f'{jax.devices()[0].device_kind}, jax {jax.__version__}; {args.rounds} rounds of '
+    f'{args.updates} updates (in a scan: a tenth of them) of batches of {BATCH_SIZE}, in turns'
   )
-  print(f'Compilations during the rounds: {len(compiled)}.')
+  for library, peer in peers.items():
+    versions = ', '.join(f'{name} {version}' for name, version in peer.ready['versions'].items())
+    print(f'{library}: {versions}')
+  print_speeds(learners, per_update, machine)
+  if jax.default_backend() == 'cpu':  # elsewhere all are scans, which a trace does not tell apart
+    print_shares(learners)
   print(
-    f'Resident memory after {args.updates} updates {resident[0]:.3f} GB, after '
-    f'{6 * args.updates} {resident[1]:.3f} GB.'
+    f'\nCompilations during the rounds: {num_compiled}. Resident memory after the first round '
+    f'{resident[0]:.3f} GB, after the last {resident[-1]:.3f} GB.'
   )
 
 

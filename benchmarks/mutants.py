@@ -121,17 +121,17 @@ EDITS: dict[str, list[tuple[str, str, str]]] = {
      '-> MultiHeadNetworkOutputs:\n    w_init = _batch_rl_init()\n    x = (hk.Linear(512',
      'networks_test.py::test_the_multi_head_network_written_out'),
     ('-> QuantileNetworkOutputs:\n    w_init = _batch_rl_init()\n    x = relu(hk.Linear(512, '
-     'w_init=w_init)(nature_torso(preprocess(frames), w_init)))',
+     'w_init=w_init)(nature_torso(preprocess(frames), w_init, padding)))',
      '-> QuantileNetworkOutputs:\n    w_init = _batch_rl_init()\n    x = relu(hk.Linear(512, '
-     'w_init=w_init)(nature_torso(frames.astype(jnp.float32), w_init)))',
+     'w_init=w_init)(nature_torso(frames.astype(jnp.float32), w_init, padding)))',
      'networks_test.py::test_the_quantile_network_written_out'),
     ('-> MultiHeadNetworkOutputs:\n    w_init = _batch_rl_init()\n    x = relu(hk.Linear(512, '
-     'w_init=w_init)(nature_torso(preprocess(frames), w_init)))',
+     'w_init=w_init)(nature_torso(preprocess(frames), w_init, padding)))',
      '-> MultiHeadNetworkOutputs:\n    w_init = _batch_rl_init()\n    x = relu(hk.Linear(512, '
-     'w_init=w_init)(nature_torso(frames.astype(jnp.float32), w_init)))',
+     'w_init=w_init)(nature_torso(frames.astype(jnp.float32), w_init, padding)))',
      'networks_test.py::test_the_multi_head_network_written_out'),
-    ('nature_torso(frames.astype(jnp.float32), w_init)\n',
-     'nature_torso(preprocess(frames), w_init)\n',
+    ('nature_torso(frames.astype(jnp.float32), w_init, padding)\n',
+     'nature_torso(preprocess(frames), w_init, padding)\n',
      'networks_test.py::test_the_behaviour_network_written_out'),
     ("x = relu(hk.Linear(512, w_init=w_init, name=f'{name}_hidden')(features))",
      "x = hk.Linear(512, w_init=w_init, name=f'{name}_hidden')(features)",
@@ -141,6 +141,11 @@ EDITS: dict[str, list[tuple[str, str, str]]] = {
      'networks_test.py::test_the_quantile_network_written_out'),
     ('q_values=jnp.mean(q_heads, axis=-1)', 'q_values=q_heads[..., 0]',
      'networks_test.py::test_the_multi_head_network_written_out'),
+    ("Conv2D(64, kernel_shape=3, stride=1, padding=padding", "Conv2D(64, kernel_shape=3, stride=1, "
+     "padding='SAME'", 'networks_test.py::test_averages_of_white_are_white_but_where'),
+    ('w_init=w_init)(nature_torso(preprocess(frames), w_init, padding)))\n    return PolicyNetwork',
+     "w_init=w_init)(nature_torso(preprocess(frames), w_init, 'SAME')))\n    return PolicyNetwork",
+     'networks_test.py::test_averages_of_white_are_white_but_where'),
   ],
   'evaluation.py': [
     ('while num_steps < eval_steps', 'while num_steps <= eval_steps',
@@ -193,7 +198,7 @@ EDITS: dict[str, list[tuple[str, str, str]]] = {
      'parts_test.py::test_run_loop_ends_an_episode_at_the_frame_limit'),
     ('if not math.isfinite(mean)', 'if math.isnan(mean)',
      'parts_test.py::test_a_loss_that_is_not_finite_stops_the_run'),
-    ('jax.jit(update, donate_argnums=0)', 'jax.jit(update)',
+    ('jax.jit(update, donate_argnums=0,', 'jax.jit(update,',
      'parts_test.py::test_learn_loop_donates_and_averages'),
     ('history.append(jax.device_get(metrics))', 'history[:] = [jax.device_get(metrics)]',
      'parts_test.py::test_learn_loop_donates_and_averages'),

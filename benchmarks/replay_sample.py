@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from benchmarks import learn
+from benchmarks.peers import protocol
 from offline_zoo import replay
 from offline_zoo.logs import demo, open_shards
 
@@ -32,7 +33,9 @@ def main() -> None:
   logs = replay.Logs(replay_dir, numbers[:2])  # 50,000 rows
   data = logs.resident(0)
   peers = {
-    library: learn.Peer(python, 'replays.py', f'--library={library}', f'--replay_dir={replay_dir}')
+    library: protocol.Peer(
+      python, 'replays.py', f'--library={library}', f'--replay_dir={replay_dir}'
+    )
     for library, python in (peer.split('=', 1) for peer in args.peers)
   }
   agent = learn.make_learner(data)
@@ -49,9 +52,9 @@ def main() -> None:
     for sample_key in keys[1:]:
       jax.block_until_ready(sample(data, sample_key))
     sampling.append((time.perf_counter() - start) / args.updates)
-    updating.append(learn.seconds(lambda: agent.learn(args.updates)) / args.updates)
+    updating.append(learn.seconds(agent.learn, args.updates) / args.updates)
     for library, peer in peers.items():
-      peers_sampling[library].append(peer.seconds(args.updates) / args.updates)
+      peers_sampling[library].append(peer.ask(args.updates)['seconds'] / args.updates)
   share = np.array(sampling) / np.array(updating)
   num_bytes = sum(array.nbytes for array in jax.tree.leaves(data)) / len(data.actions)
   print(

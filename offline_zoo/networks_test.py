@@ -134,6 +134,42 @@ ATOMS = np.linspace(-2, 5, 21, dtype=np.float32)
 
 
 @pytest.mark.parametrize(
+  'make, output, white',
+  [
+    (lambda **kwargs: networks.dqn_network(6, **kwargs), 'q_values', 1),
+    (lambda **kwargs: networks.quantile_network(6, 5, **kwargs), 'dist_q', 1),
+    (lambda **kwargs: networks.categorical_network(6, ATOMS, **kwargs), 'q_logits', 1),
+    (lambda **kwargs: networks.multi_head_network(6, 5, **kwargs), 'q_heads', 1),
+    (lambda **kwargs: networks.policy_network(6, **kwargs), 'logits', 1),
+    (lambda **kwargs: networks.behaviour_network(6, **kwargs), 'q_values', 255),
+    (lambda **kwargs: networks.actor_critic_network(6, **kwargs), 'policy_logits', 255),
+  ],
+)
+def test_averages_of_white_are_white_but_where_padding_darkens_them(make, output, white):
+  """By hand, a row of SAME's last map of 11 pixels has a sum of 9.6875 where VALID's are all 1.
+
+  Its first map is 3/4 at both ends and 1 elsewhere; its second begins with 11/16 and ends with
+  15/16, 7/16.
+  """
+  frames = jnp.full((1, 84, 84, 4), 255, jnp.uint8)
+  for kwargs, num_features, share in (
+    ({'padding': 'VALID'}, 7 * 7 * 64, 1),
+    ({}, 11 * 11 * 64, (9.6875 / 11) ** 2),
+  ):
+    network = make(**kwargs)
+    params = {
+      name: {
+        'w': jnp.full(p['w'].shape, 1 / np.prod(p['w'].shape[:-1])),
+        'b': jnp.zeros_like(p['b']),
+      }
+      for name, p in jax.eval_shape(network.init, jax.random.PRNGKey(0), frames).items()
+    }
+    assert {len(p['w']) for p in params.values() if p['w'].shape[1:] == (512,)} == {num_features}
+    values = getattr(network.apply(params, frames), output)
+    np.testing.assert_allclose(values, share * white, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
   'make, limit_times_root_fan_in, outputs',
   [
     (lambda: networks.quantile_network(6, 50), 3**0.25, {'dist_q': (3, 50, 6)}),

@@ -126,12 +126,12 @@ def known_flags(config_class: type, values: dict[str, Any]) -> dict[str, Any]:
   return {name: value for name, value in values.items() if hasattr(config_class, name)}
 
 
-def small_torso(x: jax.Array, w_init: Any) -> jax.Array:
+def small_torso(x: jax.Array, w_init: Any, padding: str) -> jax.Array:
   """Stands in for `networks.nature_torso`: some of the pixels, which need no compiling to speak of.
 
   With it checkpoints are of a megabyte, and an update takes milliseconds.
   """
-  del w_init
+  del w_init, padding
   return x[:, ::12, ::12].reshape(len(x), -1)
 
 

@@ -1,11 +1,7 @@
 """Serves another library's replay, filled with logged play, to a benchmark driver.
 
 This runs in the library's own virtual environment (README.md says how to make it) and imports
-nothing of ours. The protocol is made of lines:
-
-  out  {"ready": true, "versions": {...}, "bytes_per_transition": 7068.0, ...}
-  in   200                                how many batches of 32 to sample now
-  out  {"updates": 200, "seconds": 9.87}
+nothing of ours. A request is a number of batches of 32; see protocol.py.
 
   python replays.py --library=tianshou --replay_dir=.../replay_logs
 
@@ -15,19 +11,13 @@ arrays that hold transitions.
 """
 
 import argparse
-import importlib.metadata
-import json
-import os
 import pathlib
-import platform
-import sys
 import time
 
 import numpy as np
-from dopamine_dqn import read_rows
+import protocol
+from logged_play import BATCH_SIZE, STACK, first_rows
 
-STACK = 4
-BATCH_SIZE = 32
 PACKAGES = {'tianshou': 'tianshou', 'd3rlpy': 'd3rlpy', 'dopamine': 'dopamine-rl'}
 
 
@@ -70,8 +60,8 @@ def tianshou(rows, num_rows):
   return sample, num_bytes(buffer._meta)
 
 
-def d3rlpy(rows, num_rows):
-  """Returns a function that samples a batch, and the bytes held."""
+def d3rlpy_buffer(rows, num_rows):
+  """Returns d3rlpy's replay with these rows, and its episodes."""
   import d3rlpy.dataset as dataset
 
   episodes: list[dataset.Episode] = []
@@ -90,6 +80,12 @@ def d3rlpy(rows, num_rows):
     episodes=episodes,
     transition_picker=dataset.FrameStackTransitionPicker(n_frames=STACK),
   )
+  return buffer, episodes
+
+
+def d3rlpy(rows, num_rows):
+  """Returns a function that samples a batch, and the bytes held."""
+  buffer, episodes = d3rlpy_buffer(rows, num_rows)
 
   def sample():
     batch = buffer.sample_transition_batch(BATCH_SIZE)
@@ -132,38 +128,22 @@ def main():
   parser.add_argument('--transitions', type=int, default=50_000)
   args = parser.parse_args()
 
-  reply = os.fdopen(os.dup(1), 'w', buffering=1)
-  os.dup2(2, 1)  # libraries may print
-
-  rows = []
-  for row in read_rows(args.replay_dir):
-    rows.append(row)
-    if len(rows) == args.transitions:
-      break
-  rows[-1] = (*rows[-1][:-1], True)
+  replies = protocol.take_stdout()
+  rows = first_rows(args.replay_dir, args.transitions)
   sample, num_bytes = {'tianshou': tianshou, 'd3rlpy': d3rlpy, 'dopamine': dopamine}[args.library](
     rows, len(rows)
   )
   for _ in range(20):
     sample()
-  package = PACKAGES[args.library]
-  versions = {
-    'python': platform.python_version(),
-    package: importlib.metadata.version(package),
-    'numpy': np.__version__,
-  }
-  ready = {
-    'ready': True,
-    'versions': versions,
-    'transitions': len(rows),
-    'bytes_per_transition': num_bytes / len(rows),
-  }
-  print(json.dumps(ready), file=reply)
-  for line in sys.stdin:
+
+  def answer(num_batches):
     start = time.perf_counter()
-    for _ in range(int(line)):
+    for _ in range(num_batches):
       sample()
-    print(json.dumps({'updates': int(line), 'seconds': time.perf_counter() - start}), file=reply)
+    return {'seconds': time.perf_counter() - start}
+
+  facts = {'transitions': len(rows), 'bytes_per_transition': num_bytes / len(rows)}
+  protocol.serve(replies, (PACKAGES[args.library], 'numpy'), facts, answer)
 
 
 if __name__ == '__main__':

@@ -3,11 +3,10 @@
 This runs in Tianshou's own environment (README.md says how to make it) and imports nothing of ours.
 Network, loss, replay and update are Tianshou's, as in its examples/offline/atari_cql.py, with that
 file's defaults (grey levels from 0 to 255; Adam 1e-4; target copied every 500 updates; 200
-quantiles) but for the weight of the conservative term. The protocol is lines of JSON:
+quantiles) but for the weight of the conservative term. Requests (see protocol.py):
 
-  out  {"ready": true, "versions": {...}, ...}
   in   {"train": 500}                          updates of 32 transitions
-  out  {"updates": 500, "seconds": 12.3, "loss": 0.5}
+  out  {"seconds": 12.3, "loss": 0.5}
   in   {"act": "..."}                          base64 of a stack [4, 84, 84] uint8, newest last
   out  {"action": 3}
 
@@ -16,18 +15,15 @@ Rewards are clipped to [-1, 1] when they are logged to its replay, as its Atari 
 
 import argparse
 import base64
-import importlib.metadata
-import json
-import os
 import pathlib
-import sys
 import time
 
 import gymnasium as gym
 import numpy as np
+import protocol
 import torch
-from dopamine_dqn import read_rows
-from replays import BATCH_SIZE, STACK, tianshou_buffer
+from logged_play import BATCH_SIZE, STACK, read_rows
+from replays import tianshou_buffer
 from tianshou.algorithm import DiscreteCQL
 from tianshou.algorithm.modelfree.qrdqn import QRDQNPolicy
 from tianshou.algorithm.optim import AdamOptimizerFactory
@@ -45,8 +41,7 @@ def main():
   parser.add_argument('--seed', type=int, default=1)
   args = parser.parse_args()
 
-  reply = os.fdopen(os.dup(1), 'w', buffering=1)
-  os.dup2(2, 1)  # libraries may print
+  replies = protocol.take_stdout()
   np.random.seed(args.seed)
   torch.manual_seed(args.seed)
 
@@ -78,24 +73,16 @@ def main():
     with torch.no_grad():
       return int(policy(Batch(obs=stack[None], info={})).act[0])
 
-  versions = {name: importlib.metadata.version(name) for name in ('tianshou', 'torch', 'numpy')}
-  ready = {
-    'ready': True,
-    'versions': versions,
-    'transitions': len(buffer),
-    'threads': torch.get_num_threads(),
-  }
-  print(json.dumps(ready), file=reply)
-  for line in sys.stdin:
-    request = json.loads(line)
+  def answer(request):
     if 'train' in request:
       start = time.perf_counter()
       loss = train(request['train'])
-      seconds = time.perf_counter() - start
-      print(json.dumps({'updates': request['train'], 'seconds': seconds, 'loss': loss}), file=reply)
-    else:
-      stack = np.frombuffer(base64.b64decode(request['act']), np.uint8).reshape(STACK, 84, 84)
-      print(json.dumps({'action': act(stack)}), file=reply)
+      return {'seconds': time.perf_counter() - start, 'loss': loss}
+    stack = np.frombuffer(base64.b64decode(request['act']), np.uint8).reshape(STACK, 84, 84)
+    return {'action': act(stack)}
+
+  facts = {'transitions': len(buffer), 'threads': torch.get_num_threads()}
+  protocol.serve(replies, ('tianshou', 'torch', 'numpy'), facts, answer)
 
 
 if __name__ == '__main__':
