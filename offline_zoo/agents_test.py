@@ -33,6 +33,7 @@ from offline_zoo import (
   program,
   replay,
   results,
+  seeds,
   testing,
 )
 from offline_zoo.logs import demo
@@ -108,6 +109,7 @@ EXPERIMENT = {
   'tensorboard_dir': None,
   'video_dir': None,
   'seed': 1,
+  'num_seeds': 1,
   'num_iterations': 200,
   'num_updates_per_iteration': 62_500,
   'eval_steps': 125_000,
@@ -216,6 +218,7 @@ def test_laptop_values_are_a_flag_file_with_reasons(agent):
   'name, value',
   [
     ('seed', -1),
+    ('num_seeds', 0),
     ('num_iterations', 0),
     ('num_updates_per_iteration', 0),
     ('eval_steps', 0),
@@ -271,8 +274,9 @@ PLACES: dict[str, list[tuple]] = {
   'rmsprop_decay': [('optimizer', 'decay')],
   'rmsprop_epsilon': [('optimizer', 'eps')],
 }
-# The whole Config is given to Results and Evaluator; the rest is program.run's.
+# The whole Config is given to Results and Evaluator; the rest is program.run's, or tested below.
 ELSEWHERE = {
+  'num_seeds',
   'eval_steps', 'num_eval_workers',
   'results_csv_path', 'checkpoint_dir', 'keep_checkpoints', 'tensorboard_dir', 'video_dir',
   'jax_platform_name', 'compilation_cache_dir', 'debug',
@@ -370,6 +374,7 @@ def run_with_spies(module, config, monkeypatch) -> Spies:
     (replay, 'cache_dir', 'cache_dir', lambda flag: f'cache {flag}'),
     (demo, 'find_or_make', 'find_or_make', lambda game: f'demo logs of {game}'),
     (parts, 'learn_iteration', 'learn_iteration', learn_iteration),
+    (seeds, 'Seeds', 'Seeds', lambda agent, _: agent),
     (evaluation, 'Evaluator', 'Evaluator', lambda *_: Evaluator()),
     (jax.random, 'PRNGKey', 'PRNGKey', lambda seed: f'key of {seed}'),
     *((networks, x, 'network', lambda *_, **__: 'network') for x in vars(networks)
@@ -429,6 +434,9 @@ def test_main_passes_on_what_it_makes(agent, monkeypatch, caplog):
   assert made['rng_key'] == f'key of {config.seed}' and made['data'] == 'data 1'
   for arguments in spies.arguments('network'):
     assert arguments['num_actions'] == NUM_ACTIONS
+  (several,) = spies.arguments('Seeds')
+  assert several['seeds'] == range(config.seed, config.seed + config.num_seeds)
+  assert all(x['agent'] is several['agent'] for x in spies.arguments('resume'))
   # Each iteration learns from its own shards, then is evaluated.
   iterations = [1, 2, 3]
   learnt = [(x['data'], x['iteration']) for x in spies.arguments('data')]
@@ -712,18 +720,16 @@ def test_learn_is_so_many_updates_and_compiles_once(agent, recorded, light, monk
 
 
 @every_agent
-def test_several_seeds_learn_at_once_as_each_alone(agent, recorded, light, data):
+def test_several_seeds_learn_together_as_each_alone(agent, recorded, light, data):
   learner, updates = recorded(agent).made.learner, recorded(agent).updates
-  keys = jnp.stack([jax.random.PRNGKey(2), jax.random.PRNGKey(3)])
   with light():
-    states = jax.jit(jax.vmap(learner.initial_state))(keys)
-    update = jax.jit(jax.vmap(learner.update, in_axes=(0, None)))
-    for alone in updates[:2]:
-      states, metrics = update(states, data)
-      first = jax.tree.map(lambda x: x[0], (states, metrics))
-      chex.assert_trees_all_close(first, (alone.after, alone.metrics), rtol=1e-3, atol=1e-5)
-  one, other = (jax.tree.map(lambda x, i=i: x[i], states.online_params) for i in range(2))
-  assert not equal(one, other)
+    states = [learner.initial_state(jax.random.PRNGKey(seed)) for seed in (2, 3)]
+    states, metrics = seeds.learn_together(learner.update)(states, data, 2)
+  chex.assert_trees_all_close(states[0], updates[1].after, rtol=1e-3, atol=1e-5)
+  for name, (value, other) in metrics.items():
+    alone = np.mean([update.metrics[name] for update in updates[:2]])
+    assert value == pytest.approx(alone, rel=1e-3, abs=1e-5) and other != value
+  assert not equal(states[0].online_params, states[1].online_params)
 
 
 # Acting, on what all outputs of the network agree on.

@@ -97,9 +97,8 @@ class Checkpoint(NamedTuple):
   record: Any
   arrays: dict[str, np.ndarray]
 
-  def part(self, name: str) -> 'Checkpoint':
-    """Keeps only one field of the state, as if it were all of it."""
-    prefix = f'.{name}'
+  def part(self, prefix: str) -> 'Checkpoint':
+    """Keeps only what has names that begin so, such as `.learner` or `[0]`, as if it were all."""
     arrays = {k.removeprefix(prefix): v for k, v in self.arrays.items() if k.startswith(prefix)}
     return self._replace(arrays=arrays)
 

@@ -26,7 +26,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from offline_zoo import parts, playing, program, results
+from offline_zoo import parts, playing, program, results, seeds
 
 # Which episodes.
 
@@ -201,14 +201,14 @@ class _Worker:
   Attributes:
     busy: whether it is to answer.
     number: of the first episode of the group whose answer is wanted, if any.
-    iteration: whose parameters it has.
+    params_of: the seed and the iteration whose parameters it has.
   """
 
   process: Any
   connection: Connection
   busy: bool = True
   number: int | None = None
-  iteration: int | None = None
+  params_of: tuple[int, int] | None = None
 
 
 class Workers:
@@ -320,9 +320,9 @@ class Workers:
           break
         worker.number = number
         dealt.add(number)
-        params = online_params if worker.iteration != iteration else None
+        params = online_params if worker.params_of != (seed, iteration) else None
         path = None if number else video_path
-        worker.busy, worker.iteration = True, iteration
+        worker.busy, worker.params_of = True, (seed, iteration)
         # Should it be dead, that shows below.
         with contextlib.suppress(ConnectionError):
           worker.connection.send(_Task((seed, iteration, number), num_steps, path, params))
@@ -373,7 +373,7 @@ class Evaluator:
     self,
     config: Config,
     run: results.Results,
-    learner: parts.Learner,
+    learner: parts.Learner | seeds.Seeds,
     make_agent: Callable[[], parts.Learner],
     make_environment: Callable[..., playing.Environment],
     dataset_episode_return: float,
@@ -393,7 +393,7 @@ class Evaluator:
     self._num_workers = num_workers(config.num_eval_workers)
     num_players = group_size(config.eval_steps)
     self._workers = Workers(
-      self._num_workers, make_agent, make_environment, num_players, type(learner).__module__
+      self._num_workers, make_agent, make_environment, num_players, learner.act.__module__
     )
     self._players = (
       None if self._num_workers else playing.Players(learner, make_environment, num_players)
@@ -414,7 +414,7 @@ class Evaluator:
     self._workers.close()
 
   def evaluate(self, progress: parts.Progress, stop: parts.StopSignal) -> None:
-    """Evaluates the iteration whose updates are done, and begins the next.
+    """Evaluates the iteration whose updates are done, seed by seed, and begins the next.
 
     With workers it returns when the evaluation before is done, and this one goes on.
 
@@ -426,31 +426,35 @@ class Evaluator:
       ChildProcessError: workers die, again and again.
       FloatingPointError, OSError: see `Results.save`; a video cannot be written.
     """
-    video_path = self._run.video_path(progress.iteration)
     if self._players is not None:
-      state = self._learner.get_state()
-      self._players.set_params(state.online_params)
-      evaluation = evaluate(
-        self._players.play, self._config.eval_steps, self._config.seed, progress.iteration, stop,
-        video_path,
-      )  # fmt: skip
-      progress.finish_iteration(self._config, evaluation, self._dataset_episode_return)
+      state, evaluations = self._learner.get_state(), {}
+      for seed, seeds_state in parts.by_seed(self._config, state).items():
+        self._players.set_params(seeds_state.online_params)
+        evaluations[seed] = evaluate(
+          self._players.play, self._config.eval_steps, seed, progress.iteration, stop,
+          self._run.video_path(seed, progress.iteration),
+        )  # fmt: skip
+      progress.finish_iteration(self._config, evaluations, self._dataset_episode_return)
       self._run.save(state, progress)
       return
     self.finish(stop)
     self._state, self._progress = self._learner.get_state(), dataclasses.replace(progress)
-    self._pending = self._thread.submit(self._evaluate_beside_learning, video_path)
+    self._pending = self._thread.submit(self._evaluate_beside_learning)
     progress.begin_next_iteration()
 
-  def _evaluate_beside_learning(self, video_path: pathlib.Path | None) -> None:
-    evaluation = self._workers.play(
-      self._state.online_params, self._config.eval_steps, self._config.seed,
-      self._progress.iteration, video_path, self._left.is_set,
-    )  # fmt: skip
-    if evaluation is not None:
-      with tqdm.external_write_mode(sys.stderr):  # so that what is logged does not tear the bar
-        self._progress.finish_iteration(self._config, evaluation, self._dataset_episode_return)
-      self._run.save(self._state, self._progress)
+  def _evaluate_beside_learning(self) -> None:
+    iteration, evaluations = self._progress.iteration, {}
+    for seed, state in parts.by_seed(self._config, self._state).items():
+      evaluation = self._workers.play(
+        state.online_params, self._config.eval_steps, seed, iteration,
+        self._run.video_path(seed, iteration), self._left.is_set,
+      )  # fmt: skip
+      if evaluation is None:
+        return
+      evaluations[seed] = evaluation
+    with tqdm.external_write_mode(sys.stderr):  # so that what is logged does not tear the bar
+      self._progress.finish_iteration(self._config, evaluations, self._dataset_episode_return)
+    self._run.save(self._state, self._progress)
 
   def finish(self, stop: parts.StopSignal) -> None:
     """Waits until nothing is evaluated any more; raises what `evaluate` does."""

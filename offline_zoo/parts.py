@@ -43,6 +43,8 @@ class Config(Protocol):
   @property
   def seed(self) -> int: ...
   @property
+  def num_seeds(self) -> int: ...
+  @property
   def num_iterations(self) -> int: ...
   @property
   def num_updates_per_iteration(self) -> int: ...
@@ -60,6 +62,16 @@ class Config(Protocol):
   def video_dir(self) -> str | None: ...
 
 
+def seeds(config: Config) -> range:
+  """Lists the seeds that learn in this run."""
+  return range(config.seed, config.seed + config.num_seeds)
+
+
+def by_seed(config: Config, value: Any) -> dict[int, Any]:
+  """Says what is whose, of what learning gives: the one seed's, or a list with each seed's."""
+  return dict(zip(seeds(config), value if config.num_seeds > 1 else [value], strict=True))
+
+
 class Agent(Protocol):
   """What the run loop needs of an agent."""
 
@@ -74,11 +86,11 @@ class Agent(Protocol):
     """Says what the agent thinks of its last action, such as `state_value`."""
 
 
-class Trainable(Agent, Protocol):
-  """What iterations and checkpoints need of an agent: it learns as well."""
+class Trainable(Protocol):
+  """What iterations and checkpoints need of what learns: an agent, or several (see seeds.py)."""
 
-  def learn(self, num_updates: int) -> Mapping[str, float]:
-    """Makes this many updates; returns the mean of each metric over them."""
+  def learn(self, num_updates: int) -> Mapping[str, float | list[float]]:
+    """Makes this many updates; returns the mean of each metric over them, or each seed's."""
 
   def get_state(self) -> Any:
     """Copies the learner's state, a pytree, into NumPy arrays."""
@@ -97,7 +109,7 @@ class Processor(Protocol):
     """Takes a raw timestep; returns what the network sees, or None: repeat the last action."""
 
 
-class Learner(Trainable, Protocol):
+class Learner(Agent, Trainable, Protocol):
   """What an experiment needs of an agent: data to learn from, and its pure functions.
 
   Attributes:
@@ -155,16 +167,16 @@ def run_loop(
 def learn_loop(update: Callable) -> Callable:
   """Makes `update(state, data) -> (state, metrics)` into `learn(state, data, n)`.
 
-  `learn` runs n updates and returns the last state and the mean of each metric, a float. The state
-  that it is given is donated, that is, gone afterwards.
+  `learn` runs n updates and returns the last state and the mean of each metric: a float, or a list
+  if the metric is a vector. The state that it is given is donated, that is, gone afterwards.
 
   On accelerators it is one jitted scan, which compiles once for each n. On CPU, XLA runs
   convolutions in a loop body ten times slower than elsewhere (jax issue 12868), so there it is a
   loop over the jitted update. It waits for each update: queued ones would each hold a state.
   """
 
-  def mean(metrics: Mapping[str, Any]) -> dict[str, float]:
-    return {name: float(np.mean(values)) for name, values in metrics.items()}
+  def mean(metrics: Mapping[str, Any]) -> dict[str, float | list[float]]:
+    return {name: np.mean(values, axis=0).tolist() for name, values in metrics.items()}
 
   if jax.default_backend() == 'cpu':
     jitted_update = jax.jit(update, donate_argnums=0, compiler_options=CPU_COMPILER_OPTIONS)
@@ -257,47 +269,68 @@ class Progress:
   Attributes:
     iteration: the one under way, from 1 on.
     num_updates: updates done in it.
-    metric_sums: for each metric of `learn`, its sum over these updates.
+    metric_sums: for each metric of `learn`, its sum over these updates; of several seeds, sums.
     seconds: wall time spent on these updates.
-    rows: the CSV's rows, one for each evaluated iteration.
+    rows: the CSV's rows, one for each evaluated iteration and seed.
     num_resident_shards: how many log shards are sampled from at a time; None before it is known.
   """
 
   iteration: int = 1
   num_updates: int = 0
-  metric_sums: dict[str, float] = dataclasses.field(default_factory=dict)
+  metric_sums: dict[str, float | list[float]] = dataclasses.field(default_factory=dict)
   seconds: float = 0.0
   rows: list[dict[str, Any]] = dataclasses.field(default_factory=list)
   num_resident_shards: int | None = None
 
-  def add(self, metrics: Mapping[str, float], num_updates: int, seconds: float) -> None:
+  def add(
+    self, metrics: Mapping[str, float | list[float]], num_updates: int, seconds: float
+  ) -> None:
     """Counts a chunk of updates in, with the means of its metrics."""
     for name, mean in metrics.items():
-      self.metric_sums[name] = self.metric_sums.get(name, 0.0) + mean * num_updates
+      total = np.asarray(mean) * num_updates + self.metric_sums.get(name, 0.0)
+      self.metric_sums[name] = total.tolist()
     self.num_updates += num_updates
     self.seconds += seconds
 
-  def means(self) -> dict[str, float]:
+  def means(self) -> dict[str, float | list[float]]:
     """Averages the metrics over the iteration so far."""
-    return {name: value / self.num_updates for name, value in self.metric_sums.items()}
+    return {
+      name: (np.asarray(value) / self.num_updates).tolist()
+      for name, value in self.metric_sums.items()
+    }
 
   def finish_iteration(
-    self, config: Config, evaluation: Mapping[str, float], dataset_episode_return: float
+    self,
+    config: Config,
+    evaluations: Mapping[int, Mapping[str, float]],
+    dataset_episode_return: float,
   ) -> None:
-    """Adds the row of the iteration under way, logs it and begins the next.
+    """Adds the rows of the iteration under way, logs them and begins the next.
 
     Args:
       config: the flags.
-      evaluation: what `evaluation.evaluate` returned.
+      evaluations: for each seed, what `evaluation.evaluate` returned.
       dataset_episode_return: mean return of the logged episodes; NaN, if there are none, makes an
         empty cell, as the normalised returns of a game without a published human score do.
     """
+    for seed, evaluation in evaluations.items():
+      self._add_row(config, seed, evaluation, dataset_episode_return)
+    self.begin_next_iteration()
+
+  def _add_row(
+    self,
+    config: Config,
+    seed: int,
+    evaluation: Mapping[str, float],
+    dataset_episode_return: float,
+  ) -> None:
+    means = {name: by_seed(config, mean)[seed] for name, mean in self.means().items()}
     total_updates = self.iteration * self.num_updates
     scores = (config.environment_name, evaluation['eval_episode_return'])
     dataset = None if math.isnan(dataset_episode_return) else dataset_episode_return
     row = {
       'environment_name': config.environment_name,
-      'seed': config.seed,
+      'seed': seed,
       'iteration': self.iteration,
       'num_updates': total_updates,
       'frame': FRAMES_PER_UPDATE * total_updates,
@@ -305,21 +338,21 @@ class Progress:
       'normalized_return': atari_data.human_normalized_score(*scores),
       'capped_normalized_return': atari_data.capped_human_normalized_score(*scores),
       'dataset_episode_return': dataset,
-      **self.means(),
+      **means,
       **{k: v for k, v in evaluation.items() if k not in ('eval_episode_return', 'eval_seconds')},
       'updates_per_second': self.num_updates / self.seconds,
       'seconds': self.seconds + evaluation['eval_seconds'],
     }
     logging.info(
-      'iteration %d of %d: return %.1f over %d episodes (logged: %s), %s, '
+      'iteration %d of %d%s: return %.1f over %d episodes (logged: %s), %s, '
       '%.0f updates/s, %.0f frames/s, %.0f s',
-      self.iteration, config.num_iterations, row['eval_episode_return'], row['eval_num_episodes'],
+      self.iteration, config.num_iterations, f', seed {seed}' if config.num_seeds > 1 else '',
+      row['eval_episode_return'], row['eval_num_episodes'],
       'none whole' if dataset is None else f'{dataset:.1f}',
-      ', '.join(f'{name} {mean:.4g}' for name, mean in self.means().items()),
+      ', '.join(f'{name} {mean:.4g}' for name, mean in means.items()),
       row['updates_per_second'], row['eval_frame_rate'], row['seconds'],
     )  # fmt: skip
     self.rows.append(row)
-    self.begin_next_iteration()
 
   def begin_next_iteration(self) -> None:
     """Counts the iteration, and from then on the next one's updates."""
@@ -346,7 +379,7 @@ def learn_iteration(
       progress.add(metrics, chunk, time.perf_counter() - start)
       bar.update(chunk)
       for name, mean in metrics.items():
-        if not math.isfinite(mean):
+        if not np.isfinite(mean).all():
           raise FloatingPointError(
             f'{name} is {mean} in iteration {progress.iteration}, within its updates up to '
             f'{progress.num_updates}; the last checkpoint is from before'

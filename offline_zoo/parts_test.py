@@ -122,6 +122,7 @@ def test_learn_iteration_averages_over_all_its_updates():
 class Config:
   environment_name: str = 'breakout'
   seed: int = 7
+  num_seeds: int = 1
   num_iterations: int = 5
 
 
@@ -140,7 +141,7 @@ def test_the_row_of_an_iteration():
   progress = parts.Progress(iteration=2, rows=[{}])
   progress.add({'loss': 1.0, 'q_max': 4.0}, 3, seconds=2.0)
   progress.add({'loss': 5.0, 'q_max': 8.0}, 1, seconds=6.0)
-  progress.finish_iteration(Config(), evaluated(16.1), dataset_episode_return=12.5)
+  progress.finish_iteration(Config(), {7: evaluated(16.1)}, dataset_episode_return=12.5)
   assert progress.rows[1:] == [
     {
       'environment_name': 'breakout',
@@ -166,11 +167,29 @@ def test_the_row_of_an_iteration():
   assert (progress.num_updates, progress.metric_sums, progress.seconds) == (0, {}, 0.0)
 
 
+def test_each_seed_has_a_row_of_an_iteration():
+  progress = parts.Progress()
+  progress.add({'loss': [1.0, 3.0], 'q_max': [4.0, 0.0]}, 3, seconds=2.0)
+  progress.add({'loss': [5.0, 3.0], 'q_max': [8.0, 4.0]}, 1, seconds=6.0)
+  assert progress.metric_sums == {'loss': [8.0, 12.0], 'q_max': [20.0, 4.0]}
+  evaluations = {7: evaluated(16.1), 8: {**evaluated(30.5), 'eval_seconds': 2.0}}
+  progress.finish_iteration(Config(num_seeds=2), evaluations, dataset_episode_return=12.5)
+  names = (
+    'seed', 'iteration', 'num_updates', 'eval_episode_return', 'loss', 'q_max',
+    'updates_per_second', 'seconds',
+  )  # fmt: skip
+  assert [[row[name] for name in names] for row in progress.rows] == [
+    [7, 1, 4, 16.1, 2.0, 5.0, 0.5, 38.0],
+    [8, 1, 4, 30.5, 3.0, 1.0, 0.5, 10.0],
+  ]
+  assert progress.iteration == 2
+
+
 def test_normalised_returns_are_capped_in_one_column_and_empty_without_a_human():
   progress = parts.Progress()
   for game, episode_return in (('breakout', 59.3), ('breakout', -27.1), ('pooyan', 100.0)):
     progress.add({'loss': 1.0}, 1, seconds=1.0)
-    progress.finish_iteration(Config(game), evaluated(episode_return), float('nan'))
+    progress.finish_iteration(Config(game), {7: evaluated(episode_return)}, float('nan'))
   columns = ('normalized_return', 'capped_normalized_return', 'dataset_episode_return')
   assert [[row[name] for name in columns] for row in progress.rows] == [
     [pytest.approx(2.0), 1.0, None],
@@ -186,6 +205,18 @@ def test_a_loss_that_is_not_finite_stops_the_run():
     parts.StopSignal() as stop,
   ):
     parts.learn_iteration(Learner(bad_update=700), progress, 1000, stop)
+
+
+def test_one_seeds_loss_that_is_not_finite_stops_all():
+  class Two(Learner):
+    def learn(self, num_updates):
+      return {'loss': [0.5, super().learn(num_updates)['loss']]}
+
+  with (
+    pytest.raises(FloatingPointError, match=r'loss is \[0.5, inf\] in iteration 1'),
+    parts.StopSignal() as stop,
+  ):
+    parts.learn_iteration(Two(bad_update=700), parts.Progress(), 1000, stop)
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
@@ -241,3 +272,5 @@ def test_learn_loop_donates_and_averages(monkeypatch):
     assert after == 9.0
     assert metrics == {'state': np.mean([1.0, 3.0, 5.0, 7.0])}
     assert before.is_deleted()
+    _, metrics = parts.learn_loop(update)(jnp.array([1.0, 5.0]), jnp.array([2.0, 4.0]), 2)
+    assert metrics == {'state': [2.0, 7.0]}

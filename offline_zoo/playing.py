@@ -14,7 +14,7 @@ import dm_env
 import jax
 import numpy as np
 
-from offline_zoo import atari_data, parts
+from offline_zoo import atari_data, parts, seeds
 
 _VIDEO_RATE = 60  # frames a second, the game's own
 
@@ -230,7 +230,10 @@ class Players:
   """
 
   def __init__(
-    self, agent: parts.Learner, make_environment: Callable[..., Environment], num_players: int
+    self,
+    agent: parts.Learner | seeds.Seeds,
+    make_environment: Callable[..., Environment],
+    num_players: int,
   ):
     """Makes players, who cannot play before `set_params`.
 

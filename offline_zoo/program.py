@@ -196,9 +196,11 @@ def check_experiment(config: Any) -> None:
   """Checks the flags that every agent's experiment has."""
   check_run(config)
   check_positive(
-    config, 'max_rows_per_shard', 'replay_memory_gb', 'first_fraction', 'max_random_transitions',
-    'top_fraction',
+    config, 'num_seeds', 'max_rows_per_shard', 'replay_memory_gb', 'first_fraction',
+    'max_random_transitions', 'top_fraction',
   )  # fmt: skip
+  good = config.seed + config.num_seeds <= 2**32
+  check(config, 'num_seeds', good, 'that --seed and those after it are less than 2^32')
   for name in ('first_fraction', 'top_fraction'):
     check(config, name, (getattr(config, name) or 0) <= 1, 'at most 1')
   min_episode_return = config.min_episode_return

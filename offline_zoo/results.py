@@ -6,6 +6,7 @@ import errno
 import fcntl
 import importlib.metadata
 import io
+import itertools
 import json
 import math
 import os
@@ -15,6 +16,7 @@ import stat
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -117,6 +119,13 @@ def _lock(directory: pathlib.Path) -> io.FileIO:
   return file
 
 
+def _identities(config: parts.Config) -> Iterator[list[Any]]:
+  """What the first row, the second and so on begin with: game, seed and iteration."""
+  for iteration in itertools.count(1):
+    for seed in parts.seeds(config):
+      yield [config.environment_name, seed, iteration]
+
+
 class CsvWriter:
   """Keeps a CSV file equal to a list of rows.
 
@@ -145,8 +154,8 @@ class CsvWriter:
     writer.writerows(rows)
     write_atomically(self.path, text.getvalue())
 
-  def holds(self, environment_name: str, seed: int) -> bool:
-    """Whether what is there, if anything, is such a file, of this game and seed."""
+  def holds(self, config: parts.Config) -> bool:
+    """Whether what is there, if anything, is such a file, of this game and these seeds."""
     try:
       text = checkpoints.read_text_file(self.path).decode()
       header, *rows = csv.reader(io.StringIO(text), strict=True)
@@ -155,8 +164,8 @@ class CsvWriter:
     except (ValueError, csv.Error):  # UnicodeDecodeError is a ValueError
       return False
     return tuple(header[: len(_FIRST_COLUMNS)]) == _FIRST_COLUMNS and all(
-      len(row) == len(header) and row[:3] == [environment_name, str(seed), str(i)]
-      for i, row in enumerate(rows, 1)
+      len(row) == len(header) and row[:3] == [*map(str, identity)]
+      for row, identity in zip(rows, _identities(config), strict=False)
     )
 
 
@@ -262,12 +271,17 @@ def _read_progress(place: pathlib.Path, stored: Any, config: parts.Config) -> pa
   def is_number(x: Any) -> bool:
     return type(x) in (int, float) and -math.inf < x < math.inf
 
-  def is_row(row: Any, iteration: int) -> bool:
+  def are_numbers(x: Any) -> bool:
+    if config.num_seeds == 1:
+      return is_number(x)
+    return isinstance(x, list) and len(x) == config.num_seeds and all(map(is_number, x))
+
+  def is_row(row: Any, identity: list[Any]) -> bool:
     return (
       isinstance(row, dict)
       and list(row) == list(progress.rows[0])
       and tuple(row)[: len(_FIRST_COLUMNS)] == _FIRST_COLUMNS
-      and [*row.values()][:3] == [config.environment_name, config.seed, iteration]
+      and [*row.values()][:3] == identity
       and all(type(x) in (int, float, str, type(None)) for x in row.values())
     )
 
@@ -275,17 +289,18 @@ def _read_progress(place: pathlib.Path, stored: Any, config: parts.Config) -> pa
     'num_updates': type(progress.num_updates) is int
     and 0 <= progress.num_updates <= config.num_updates_per_iteration,
     'metric_sums': isinstance(progress.metric_sums, dict)
-    and all(map(is_number, progress.metric_sums.values())),
+    and all(map(are_numbers, progress.metric_sums.values())),
     'seconds': is_number(progress.seconds) and progress.seconds >= 0,
     'rows': isinstance(progress.rows, list)
-    and all(is_row(row, i) for i, row in enumerate(progress.rows, 1)),
+    and len(progress.rows) % config.num_seeds == 0
+    and all(map(is_row, progress.rows, _identities(config))),
     'num_resident_shards': progress.num_resident_shards is None
     or (type(progress.num_resident_shards) is int and progress.num_resident_shards > 0),
   }
   for name in good:
     if not good[name]:
       raise ValueError(f'{place}: no run has {name} {values[name]}')
-  progress.iteration = len(progress.rows) + 1
+  progress.iteration = len(progress.rows) // config.num_seeds + 1
   return progress
 
 
@@ -313,8 +328,10 @@ class Results:
       BlockingIOError: another run writes there.
       OSError: the results or the checkpoints cannot be where the flags say.
     """
-    below = pathlib.Path(agent_name, config.environment_name, str(config.seed))
-    self._csv = CsvWriter(config.results_csv_path or 'runs' / below / 'results.csv')
+    self._config = config
+    below = pathlib.Path(agent_name, config.environment_name)
+    default_path = pathlib.Path('runs', below, str(config.seed), 'results.csv')
+    self._csv = CsvWriter(config.results_csv_path or default_path)
     self._config_path = self._csv.path.with_name('config.json')
     self._checkpoints = checkpoints.Checkpoints(
       _check_path(
@@ -327,10 +344,12 @@ class Results:
     self._video_dir: pathlib.Path | None = None
     if config.video_dir is not None:
       self._video_dir = _check_path('video_dir', config.video_dir, is_directory=True) / below
-    self._tensorboard: TensorBoard | None = None
+    self._tensorboards: dict[int, TensorBoard] = {}
     if config.tensorboard_dir is not None:
       directory = _check_path('tensorboard_dir', config.tensorboard_dir, is_directory=True)
-      self._tensorboard = TensorBoard(directory / below)
+      self._tensorboards = {
+        seed: TensorBoard(directory / below / str(seed)) for seed in parts.seeds(config)
+      }
     self._directories = (self._csv.path.parent, self._checkpoints.directory)
     self._check_paths_are_apart()
     self._identity: dict[str, Any] = {'agent': agent_name, 'flags': _flag_values(config)}
@@ -372,8 +391,7 @@ class Results:
     csv_flag = f'--results_csv_path={self._csv.path}'
     stored_config = self._stored_config()
     if self._checkpoint is not None:
-      flags = self._identity['flags']
-      if not self._csv.holds(flags['environment_name'], flags['seed']):
+      if not self._csv.holds(self._config):
         raise FileExistsError(f"{csv_flag}: exists, and is not this run's; name another")
       if stored_config is not None:
         self._check_same_run(self._config_path, stored_config)
@@ -424,9 +442,9 @@ class Results:
       '--checkpoint_dir and --results_csv_path'
     )
 
-  def video_path(self, iteration: int) -> pathlib.Path | None:
-    """Says where to record the evaluation of an iteration; None: nowhere."""
-    return self._video_dir and self._video_dir / f'{iteration}.mp4'
+  def video_path(self, seed: int, iteration: int) -> pathlib.Path | None:
+    """Says where to record a seed's evaluation in an iteration; None: nowhere."""
+    return self._video_dir and self._video_dir / str(seed) / f'{iteration}.mp4'
 
   @property
   def directory(self) -> pathlib.Path:
@@ -513,14 +531,15 @@ class Results:
     del stored['iteration']  # which the rows tell: what is saved lacks none
     record = {'identity': self._identity, 'progress': stored}
     evaluated = bool(progress.rows) and not progress.num_updates
-    score = progress.rows[-1]['eval_episode_return'] if evaluated else None
+    of_seeds = [row['eval_episode_return'] for row in progress.rows[-self._config.num_seeds :]]
+    score = float(np.mean(of_seeds)) if evaluated else None
     self._checkpoints.save(state, record, score)
     self._write_rows(progress.rows)
 
   def _write_rows(self, rows: list[dict[str, Any]]) -> None:
     self._csv.write(rows)
-    if self._tensorboard is not None:
-      self._tensorboard.write(rows)
+    for seed, tensorboard in self._tensorboards.items():
+      tensorboard.write([row for row in rows if row['seed'] == seed])
 
 
 def _session() -> dict[str, Any]:

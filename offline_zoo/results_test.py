@@ -72,6 +72,7 @@ class Config:
   checkpoint_dir: str | None = None
   environment_name: str = 'pong'
   seed: int = 1
+  num_seeds: int = 1
   num_iterations: int = 10
   num_updates_per_iteration: int = 4
   eval_steps: int = 1
@@ -110,12 +111,13 @@ def go_on(config: Config, num_iterations: int = 1):
   progress = run.resume(learner, LOGS)
   for _ in range(num_iterations):
     learner.state = {'w': np.full(3, progress.iteration, np.float32)}
-    row = {
-      'environment_name': 'pong', 'seed': config.seed, 'iteration': progress.iteration,
-      'num_updates': 4 * progress.iteration, 'frame': 64 * progress.iteration, 'loss': 0.5,
-      'eval_episode_return': -progress.iteration,
-    }  # fmt: skip
-    progress.rows.append(row)
+    for index in range(config.num_seeds):
+      row = {
+        'environment_name': 'pong', 'seed': config.seed + index, 'iteration': progress.iteration,
+        'num_updates': 4 * progress.iteration, 'frame': 64 * progress.iteration, 'loss': 0.5,
+        'eval_episode_return': -progress.iteration * (-2) ** index,
+      }  # fmt: skip
+      progress.rows.append(row)
     progress.begin_next_iteration()
     run.save(learner.get_state(), progress)
   return run, learner, progress
@@ -322,6 +324,50 @@ def test_records_that_no_run_has(config, tmp_path, change, message):
   with pytest.raises(ValueError, match=f'step_2: .*{message}'):
     results.Results(config, 'dqn')
   assert tree(tmp_path) == before
+
+
+def test_rows_of_several_seeds(config, tmp_path):
+  config = dataclasses.replace(
+    config, seed=5, num_seeds=2, keep_checkpoints='best', tensorboard_dir=str(tmp_path / 'board'),
+    video_dir=str(tmp_path / 'video'),
+  )  # fmt: skip
+  go_on(config, 2)
+  run, _, progress = go_on(config, 2)
+  assert progress.iteration == 5
+  table = [(row['seed'], row['iteration']) for row in read_csv(config.results_csv_path)]
+  assert table == [(str(seed), str(i)) for i in (1, 2, 3, 4) for seed in (5, 6)]
+  # Iteration i has -i and 2 i: the mean's best is the last.
+  kept = sorted(path.name for path in (tmp_path / 'run' / 'checkpoint').glob('step_*'))
+  assert kept == ['step_3', 'step_4']
+  for index, seed in enumerate((5, 6)):
+    *_, (name, step, value) = scalars(tmp_path / 'board' / 'dqn' / 'pong' / str(seed))
+    assert (name, step, value) == ('eval_episode_return', 16, -4 * (-2) ** index)
+    assert run.video_path(seed, 3) == tmp_path / 'video' / 'dqn' / 'pong' / str(seed) / '3.mp4'
+  del run  # and its locks
+  with pytest.raises(ValueError, match='its --num_seeds is 2, not 3'):
+    results.Results(dataclasses.replace(config, num_seeds=3), 'dqn')
+  path = pathlib.Path(config.results_csv_path)
+  lines = path.read_text().splitlines(keepends=True)
+  path.write_text(''.join([lines[0], lines[2], lines[1], *lines[3:]]))
+  with pytest.raises(FileExistsError, match="is not this run's"):
+    results.Results(config, 'dqn')
+
+
+def test_records_that_no_run_of_several_seeds_has(config):
+  config = dataclasses.replace(config, num_seeds=2)
+  _, _, progress = go_on(config, 2)
+  rewrite_record(config, in_progress('metric_sums', {'loss': [0.5, 1.5]}))
+  assert results.Results(config, 'dqn').progress.metric_sums == {'loss': [0.5, 1.5]}
+  for name, value in (
+    ('rows', progress.rows[:3]),
+    ('rows', [progress.rows[i] for i in (1, 0, 2, 3)]),
+    ('metric_sums', {'loss': 0.5}),
+    ('metric_sums', {'loss': [0.5]}),
+    ('metric_sums', {'loss': [0.5, None]}),
+  ):
+    rewrite_record(config, in_progress(name, value))
+    with pytest.raises(ValueError, match=f'no run has {name}'):
+      results.Results(config, 'dqn')
 
 
 # Files that are not ours.

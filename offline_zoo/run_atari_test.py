@@ -25,8 +25,19 @@ import numpy as np
 import pytest
 from absl import logging
 
-from offline_zoo import atari_data, atari_env, evaluation, parts, replay, results, testing
+from offline_zoo import (
+  atari_data,
+  atari_env,
+  evaluation,
+  parts,
+  replay,
+  results,
+  seeds,
+  testing,
+  trained_agent,
+)
 from offline_zoo.logs import dqn_replay
+from offline_zoo.studies import runs
 
 PACKAGE = pathlib.Path(__file__).parent
 AGENT = 'dqn'  # for what is the same in all
@@ -385,6 +396,62 @@ def test_sigterm_ends_the_program_cleanly(agent, settings):
   assert len(rows(settings)) >= 2
 
 
+# Several seeds.
+
+
+@pytest.fixture(scope='session')
+def two_seeds(logs, tmp_path_factory):
+  """The settings of a run of two seeds, made without a disturbance."""
+  settings = make_settings(logs, tmp_path_factory.mktemp('two_seeds')) | {'num_seeds': 2}
+  run_here(AGENT, settings)
+  return settings
+
+
+@one_agent
+def test_several_seeds_are_each_as_alone(agent, settings, undisturbed, two_seeds, monkeypatch):
+  """But for what is resident, which is drawn with the first seed."""
+  load = replay.Logs
+  monkeypatch.setattr(replay, 'Logs', lambda *args, **kwargs: load(*args, **kwargs | {'seed': 3}))
+  run_here(agent, settings | {'seed': 4})
+  alone = [undisturbed(agent)[1], rows(settings)]
+  assert rows(two_seeds) == [row for iteration in zip(*alone, strict=True) for row in iteration]
+  states = learnt(agent, two_seeds)
+  chex.assert_trees_all_equal(
+    states, [undisturbed(agent)[2], learnt(agent, settings | {'seed': 4})]
+  )
+  # Each seed's agent can be had from the checkpoint, and a report takes them for two runs.
+  path = pathlib.Path(two_seeds['results_csv_path'])
+  for seed, state in zip((None, 4), states, strict=True):
+    with testing.small_torsos():
+      trained = trained_agent.restore(path.with_name('checkpoint'), seed=seed)
+    assert trained.seed == (seed or 3) and trained.num_updates == 4 * NUM_ITERATIONS
+    chex.assert_trees_all_equal(trained.agent.get_state(), state)
+  assert [(run.seed, len(run.rows)) for run in runs.read([path])] == [(3, 4), (4, 4)]
+
+
+@one_agent
+def test_several_seeds_go_on_where_they_were_stopped(agent, settings, two_seeds, monkeypatch):
+  """In an iteration; killed; while the second seed is evaluated. The rest is done with a worker."""
+  settings |= {'num_seeds': 2}
+  with monkeypatch.context() as patch:
+    calls = interrupt(patch, seeds.Seeds, 'learn', 1, signal.SIGTERM)
+    run_here(agent, settings)
+  assert len(calls) == 1 and not os.path.exists(settings['results_csv_path'])
+  process, lines = start_child(agent, settings)
+  while 'iteration 1 of 4, seed 4: ' not in lines.recv():
+    pass
+  process.kill()
+  process.join()
+  assert process.exitcode == -signal.SIGKILL
+  with monkeypatch.context() as patch:
+    calls = interrupt(patch, evaluation, 'evaluate', 2, signal.SIGINT)
+    run_here(agent, settings)
+  assert len(calls) == 2
+  run_here(agent, settings | {'num_eval_workers': 1})
+  assert rows(settings) == rows(two_seeds)
+  chex.assert_trees_all_equal(learnt(agent, settings), learnt(agent, two_seeds))
+
+
 # Bad input.
 
 
@@ -396,6 +463,7 @@ def test_sigterm_ends_the_program_cleanly(agent, settings):
     ({'shards': (0, 9)}, r'no shards \[9\]'),
     ({'tensorboard_dir': '/proc/none'}, '--tensorboard_dir=/proc/none: cannot be written'),
     ({'video_dir': '/proc/none'}, '--video_dir=/proc/none: cannot be written'),
+    ({'seed': 2**32 - 1, 'num_seeds': 2}, '--num_seeds=2: expected that --seed and those after'),
     ({'rom_dir': '/nowhere/roms'}, r'--rom_dir=/nowhere/roms: no breakout\.bin there'),
   ],
 )

@@ -14,7 +14,8 @@ class Trained:
 
   Attributes:
     name: of the agent.
-    config: its flags.
+    config: the flags of its run.
+    seed: its own, which is one of the run's.
     environment: its game.
     agent: acts as in evaluation.
     num_updates: that it has made.
@@ -22,6 +23,7 @@ class Trained:
 
   name: str
   config: Any
+  seed: int
   environment: atari_env.AtariEnv
   agent: parts.Learner
   num_updates: int
@@ -32,6 +34,7 @@ def restore(
   which: str = 'last',
   rom_dir: str | None = None,
   eval_epsilon: float | None = None,
+  seed: int | None = None,
 ) -> Trained:
   """Makes the agent of a run as a checkpoint has it; it needs no logs for that.
 
@@ -40,10 +43,11 @@ def restore(
     which: 'last', 'best', or a number.
     rom_dir: see `atari_env.rom_path`; None: the run's own.
     eval_epsilon: rate of random actions in acting; None: the run's own.
+    seed: which of the run's seeds, if several learnt at once; None: the first.
 
   Raises:
     FileNotFoundError: there is no checkpoint, or no ROM.
-    ValueError: there is none of that number, or it is damaged, or of another version.
+    ValueError: there is none of that number or seed, or it is damaged, or of another version.
   """
   saved = checkpoints.Checkpoints(checkpoint_dir)
   if not saved.exist():
@@ -54,13 +58,19 @@ def restore(
     name, flags = checkpoint.record['identity']['agent'], checkpoint.record['identity']['flags']
     package = 'online' if name.startswith('online_') else name
     if package == 'online':  # only what was learnt, not where the play was
-      checkpoint = checkpoint.part('learner')
+      checkpoint = checkpoint.part('.learner')
     module = importlib.import_module(f'offline_zoo.{package}.run_atari')
     config = module.Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in flags.items()})
   except (ImportError, KeyError, TypeError) as error:
     raise ValueError(
       f'{checkpoint.path}: not a checkpoint of this version of the package: {error!r}'
     ) from error
+  seeds = parts.seeds(config)
+  seed = config.seed if seed is None else seed
+  if seed not in seeds:
+    raise ValueError(f'{checkpoint.path}: no seed {seed}; there are: {", ".join(map(str, seeds))}')
+  if len(seeds) > 1:
+    checkpoint = checkpoint.part(f'[{seeds.index(seed)}]')
   if eval_epsilon is not None:
     config = dataclasses.replace(config, eval_epsilon=eval_epsilon)
   environment = atari_env.AtariEnv(
@@ -72,4 +82,4 @@ def restore(
   agent = module.make_agent(config, environment.action_spec().num_values, None)
   state = checkpoint.state(agent.get_state())
   agent.set_state(state)
-  return Trained(name, config, environment, agent, int(state.num_updates))
+  return Trained(name, config, seed, environment, agent, int(state.num_updates))

@@ -8,7 +8,17 @@ import jax
 import optax
 from absl import logging
 
-from offline_zoo import atari_env, evaluation, networks, parts, processors, program, replay, results
+from offline_zoo import (
+  atari_env,
+  evaluation,
+  networks,
+  parts,
+  processors,
+  program,
+  replay,
+  results,
+  seeds,
+)
 from offline_zoo.logs import demo
 
 from . import agent
@@ -47,6 +57,7 @@ class Config:
   # Protocol
 
   seed: int = 1  # of initialisation, sampling and evaluation
+  num_seeds: int = 1  # that learn at once, from --seed on; what is drawn of the logs is --seed's
   num_iterations: int = 200  # paper
   num_updates_per_iteration: int = 62_500  # gradient updates; paper
   eval_steps: int = 125_000  # agent steps after each iteration, in whole episodes; paper
@@ -139,7 +150,8 @@ def main(config: Config) -> None:
     logging.warning(note)
 
   data = logs.resident(run.progress.iteration, config.num_iterations)
-  learner: parts.Learner = make_agent(config, num_actions, data)
+  one: parts.Learner = make_agent(config, num_actions, data)
+  learner = one if config.num_seeds == 1 else seeds.Seeds(one, parts.seeds(config))
 
   progress = run.resume(learner, logs)
   make_actor = functools.partial(make_agent, config, num_actions, None)

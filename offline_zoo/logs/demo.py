@@ -41,7 +41,8 @@ class Config:
   num_transitions: int = 100_000  # agent steps to log, blank rows before episodes not counted
   replay_dir: str | None = None  # where to; default: where run_atari looks without --replay_dir
   policy: str | None = None  # scripted or random; default: scripted for the games that have one
-  policy_checkpoint: str | None = None  # of a run: its agent plays, greedily but for epsilon
+  policy_checkpoint: str | None = None  # of a run: its agent, of several seeds the first one's,
+  # plays, greedily but for epsilon
   epsilon: float | None = None  # rate of random actions; default: 0, or scripted policies' own
   recorded_path: str | None = None  # writes recorded play here, of whole episodes, and no shards
   shard_capacity: int = 25_000  # rows of a shard, blank ones included

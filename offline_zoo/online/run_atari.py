@@ -87,6 +87,11 @@ class Config:
     least = max(least, 2 * growing_replay.ROWS_PER_EPISODE)  # two episodes
     program.check(self, 'replay_capacity', self.replay_capacity >= least, f'{least} or more')
 
+  @property
+  def num_seeds(self) -> int:
+    """Is no flag: each seed plays and learns from a replay of its own."""
+    return 1
+
 
 class _RandomState(NamedTuple):
   """What a `_Random` learns: nothing."""
@@ -225,11 +230,11 @@ def main(config: Config) -> None:
       play = functools.partial(playing.play_episodes, [agent], [make_environment(seed=0)])
       row = evaluation.evaluate(
         play, config.eval_steps, config.seed, progress.iteration, stop,
-        run.video_path(progress.iteration),
+        run.video_path(config.seed, progress.iteration),
       )  # fmt: skip
       # Those of the warm-up too, which no update follows.
       row['frame'] = atari_data.NUM_ACTION_REPEATS * agent.num_steps
-      progress.finish_iteration(config, row, agent.take_mean_return())
+      progress.finish_iteration(config, {config.seed: row}, agent.take_mean_return())
       save()
   if stop.requested:
     save()  # what was played and learnt in the iteration under way

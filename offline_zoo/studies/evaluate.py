@@ -36,6 +36,7 @@ class Config:
 
   checkpoint_dir: str | None = None  # of a run; beside its CSV unless that said otherwise
   checkpoint: str = 'last'  # last; best, by the run's own evaluations; or 7 for step_7
+  run_seed: int | None = None  # which seed's agent, if several learnt at once; default: the first
   episodes: int = 20  # whole ones to play
   csv_path: str | None = None  # where to write each episode's return
   video_path: str | None = None  # where to record the first episode, as MP4
@@ -78,7 +79,7 @@ def returns_csv(trained: trained_agent.Trained, returns: np.ndarray, seed: int) 
   text = io.StringIO()
   writer = csv.writer(text, lineterminator='\n')
   writer.writerow(EPISODE_COLUMNS)
-  of_all = (trained.name, trained.config.environment_name, trained.config.seed, trained.num_updates)
+  of_all = (trained.name, trained.config.environment_name, trained.seed, trained.num_updates)
   for number, episode_return in enumerate(returns.tolist(), start=1):
     writer.writerow([*of_all, seed, number, episode_return])
   return text.getvalue()
@@ -162,7 +163,9 @@ def load_logs(config: Config, trained: trained_agent.Trained) -> replay.ReplayDa
 
 
 def main(config: Config) -> None:
-  trained = trained_agent.restore(config.checkpoint_dir or '', config.checkpoint, config.rom_dir)
+  trained = trained_agent.restore(
+    config.checkpoint_dir or '', config.checkpoint, config.rom_dir, seed=config.run_seed
+  )
   data = load_logs(config, trained) if config.num_states else None
   video_path = pathlib.Path(config.video_path) if config.video_path else None
   returns = play(trained, config.episodes, config.seed, video_path)

@@ -174,6 +174,8 @@ def test_bad_input_is_named(run, tmp_path):
     trained_agent.restore('nowhere')
   with pytest.raises(ValueError, match='no checkpoint 3; there are: 1, 2'):
     trained_agent.restore(run / 'checkpoint', '3')
+  with pytest.raises(ValueError, match=r'step_2: no seed 2; there are: 1$'):
+    trained_agent.restore(run / 'checkpoint', seed=2)
   config = {'checkpoint_dir': str(run / 'checkpoint'), 'replay_dir': str(tmp_path / 'none')}
   with pytest.raises(FileNotFoundError, match='none: no such replay directory'):
     evaluate.main(evaluate.Config(**config))

@@ -232,6 +232,8 @@ def _run(sweep: dict[str, Any], data: dict[str, Any], agent: str, seed: int) -> 
     config = program.parse_config(config_class, shlex.join(words))
   except ValueError as error:
     raise ValueError(f'{agent}: {error}') from error
+  if 'evaluate' in sweep and config.num_seeds > 1:
+    raise ValueError(f'{agent}: evaluate is of runs of one seed, not of --num_seeds')
   make = _make_words(data['make'], given) if 'make' in data else None
   return Run(data['name'], agent, config, (module, *words), make, sweep.get('evaluate', 0))
 
@@ -300,14 +302,16 @@ def progress_of(run: Run) -> Progress:
   try:
     seconds = 0.0
     rows = results.read_rows(run.config, run.agent)
-    for row in rows:
-      learning = run.config.num_updates_per_iteration / float(row['updates_per_second'])
-      evaluating = float(row['seconds']) - learning
+    num_seeds = run.config.num_seeds
+    for first in range(0, len(rows), num_seeds):  # of an iteration
+      learning = run.config.num_updates_per_iteration / float(rows[first]['updates_per_second'])
+      of_seeds = rows[first : first + num_seeds]
+      evaluating = sum(float(row['seconds']) - learning for row in of_seeds)
       beside = run.config.num_eval_workers != 0  # evaluation goes on beside learning
       seconds += max(learning, evaluating) if beside else learning + evaluating
   except (KeyError, TypeError, ValueError, ZeroDivisionError):  # the run itself says what it is
     return Progress(0, 0.0)
-  return Progress(len(rows), seconds)
+  return Progress(len(rows) // num_seeds, seconds)
 
 
 def _is_evaluated(run: Run) -> bool:

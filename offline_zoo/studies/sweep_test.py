@@ -251,6 +251,7 @@ def test_what_a_file_describes(place):
     ("'logs'\n", "'logs'\nmake = ['logs.demo', '--n=5']\n", "make: Unknown command line flag 'n'"),
     ("'logs'\n", f"'logs'\n{FILE[FILE.index('[[data'):]}", "data 'noise': there are two of this"),
     ('directory', "flagfile = 'lap.flags'\ndirectory", r'dqn: .*dqn/lap\.flags'),
+    ('flags = [', "evaluate = 2\nflags = ['--num_seeds=2', ", 'evaluate is of runs of one seed'),
     ('directory', 'evaluate = 0\ndirectory', 'evaluate = 0: expected a number of episodes'),
     ("'runs'", 'runs', r'sweep\.toml: not TOML'),
   ],
@@ -476,6 +477,12 @@ def test_time_is_of_what_goes_on_at_a_time(place):
   assert sweep.progress_of(found[0]) == Progress(5, 15.0)
   beside = described(place, FILE.replace('workers=0', 'workers=1'))
   assert sweep.progress_of(beside[0]) == Progress(5, 10.0)
+  # Of five seeds, a second of learning and ten of evaluating an iteration.
+  several = described(place, FILE.replace('workers=0', "workers=0', '--num_seeds=5"))
+  (found[0].directory / 'config.json').write_text(
+    (found[0].directory / 'config.json').read_text().replace('"num_seeds": 1', '"num_seeds": 5')
+  )
+  assert sweep.progress_of(several[0]) == Progress(1, 11.0)
 
 
 def test_damaged_results_do_not_end_the_sweep(place):
