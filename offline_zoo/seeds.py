@@ -54,8 +54,8 @@ class Seeds:
   """Learners of several seeds, in place of an agent, which need not know of it.
 
   Each seed is initialised and draws its batches as it would alone. On CPU they learn in turn, and
-  each gives what it gives alone, bit for bit; together they would take longer, since XLA there runs
-  the convolutions of several networks as one in groups, which is slow.
+  each gives what it gives alone, bit for bit; together they would take 1.7 times as long, since XLA
+  there runs the convolutions of several networks as one in groups (see benchmarks/seeds.py).
 
   Attributes:
     data: what they all learn from; may be replaced between calls of `learn`.

@@ -47,9 +47,7 @@ def test_fifty_updates_together_are_those_in_turn(agent, data, monkeypatch):
   chex.assert_trees_all_close(together.get_state(), in_turn.get_state(), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize('backend', ['cpu', 'gpu'])
-def test_a_state_is_gone_on_from(data, backend, monkeypatch):
-  monkeypatch.setattr(jax, 'default_backend', lambda: backend)
+def test_a_state_is_gone_on_from(data):
   learner = seeds.Seeds(make_agent('dqn', data), SEEDS[:2])
   learner.learn(2)
   state = learner.get_state()
