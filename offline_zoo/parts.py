@@ -1,5 +1,6 @@
 """Acting and learning, as every experiment does them: run loop, updates, signals, progress."""
 
+import ctypes
 import dataclasses
 import itertools
 import math
@@ -179,6 +180,7 @@ def learn_loop(update: Callable) -> Callable:
     return {name: np.mean(values, axis=0).tolist() for name, values in metrics.items()}
 
   if jax.default_backend() == 'cpu':
+    _keep_freed_memory()
     jitted_update = jax.jit(update, donate_argnums=0, compiler_options=CPU_COMPILER_OPTIONS)
 
     def learn(state, data, n: int):
@@ -200,6 +202,18 @@ def learn_loop(update: Callable) -> Callable:
     return state, mean(jax.device_get(metrics))
 
   return learn_on_accelerator
+
+
+def _keep_freed_memory() -> None:
+  """Lets malloc keep what is freed from now on, where it is glibc's.
+
+  An update frees tens of megabytes of what it computes in between. To give them back to the system,
+  and to be given empty pages for the next update, takes a sixth of the time of BCQ, C51 and CRR.
+  """
+  if mallopt := getattr(ctypes.CDLL(None), 'mallopt', None):
+    trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
+    mallopt(trim_threshold, 2**31 - 1)
+    mallopt(mmap_max, 0)
 
 
 def map_examples(loss: Callable) -> Callable:
