@@ -6,6 +6,7 @@
 The program, and whatever it starts, runs on these cores alone. Linux sends it SIGTERM.
 """
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -20,6 +21,9 @@ def main(parent: str, cores: str, niceness: str, *program: str) -> None:
     sys.exit(128 + signal.SIGTERM)
   os.sched_setaffinity(0, map(int, cores.split(',')))
   os.nice(int(niceness))
+  # Where Linux divides time among sessions first, that counts only within this one (sched(7)).
+  with contextlib.suppress(OSError), open('/proc/self/autogroup', 'w') as file:
+    file.write(niceness)
   os.execv(sys.executable, [sys.executable, '-m', *program])
 
 
