@@ -394,9 +394,15 @@ def test_sigkill_at_random_moments(place):
   found = described(place, FILE.replace('iterations=5', 'iterations=12'))
   rng = random.Random(1)
   num_kills = 0
+
+  def num_starts() -> int:
+    return sum(len(starts(run)) for run in found)
+
   while num_kills < 6 and any(map(sweep.next_step, found)):
+    before = num_starts()
     process = start_sweep(place)
-    process.join(rng.uniform(0.2, 1.2))
+    wait_for(lambda before=before: num_starts() > before)
+    process.join(rng.uniform(0, 0.3))
     process.kill()
     process.join()
     num_kills += 1
