@@ -7,8 +7,6 @@ Networks have VALID padding, its default. Optimisers are of the kind that ours a
 Algorithms: dqn (double), qrdqn, cql (quantiles; double, as always there), bcq, bc.
 """
 
-import argparse
-import pathlib
 import types
 
 import d3rlpy
@@ -22,7 +20,7 @@ from d3rlpy.algos import (
   DQNConfig,
 )
 from d3rlpy.models.torch.q_functions.utility import pick_quantile_value_by_action
-from logged_play import BATCH_SIZE, STACK, first_rows
+from logged_play import BATCH_SIZE, STACK, first_rows, learner_parser
 from replays import d3rlpy_buffer
 
 
@@ -59,11 +57,7 @@ def make_algorithm(name, num_actions):
 
 def main():
   """Serves updates until the input ends."""
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('--replay_dir', type=pathlib.Path, required=True)
-  parser.add_argument('--transitions', type=int, default=5000)
-  parser.add_argument('--num_actions', type=int, default=6)
-  args = parser.parse_args()
+  args = learner_parser(__doc__).parse_args()
 
   replies = protocol.take_stdout()
   rows = first_rows(args.replay_dir, args.transitions)

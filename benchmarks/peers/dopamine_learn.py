@@ -8,13 +8,11 @@ Algorithms: dqn (JaxDQNAgent), qrdqn (JaxQuantileAgent), c51 (JaxRainbowAgent wi
 one step, uniform replay). Networks have SAME padding. A target's copy is made every 2,000 updates.
 """
 
-import argparse
-import pathlib
 import sys
 import types
 
 import protocol
-from logged_play import BATCH_SIZE, FRAME_SHAPE, STACK, first_rows
+from logged_play import BATCH_SIZE, FRAME_SHAPE, STACK, first_rows, learner_parser
 
 # Dopamine's Atari module imports OpenAI's baselines, which dopamine-rl does not declare. Only its
 # environments for PPO use it, and no environment is made here, so empty modules will do.
@@ -96,10 +94,7 @@ def make_agent(algorithm, num_actions, capacity, seed):
 
 def main():
   """Serves updates until the input ends."""
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('--replay_dir', type=pathlib.Path, required=True, help='log shards')
-  parser.add_argument('--transitions', type=int, default=5000, help='how many to load, at most')
-  parser.add_argument('--num_actions', type=int, default=6)
+  parser = learner_parser(__doc__)
   parser.add_argument('--seed', type=int, default=1)
   args = parser.parse_args()
 

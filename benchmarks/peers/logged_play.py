@@ -1,7 +1,9 @@
 """Logged play for other libraries: the rows of a directory of log shards, read with NumPy alone."""
 
+import argparse
 import gzip
 import itertools
+import pathlib
 import re
 
 import numpy as np
@@ -69,3 +71,16 @@ def first_rows(replay_dir, num_rows):
   rows = list(itertools.islice(read_rows(replay_dir), num_rows))
   rows[-1] = (*rows[-1][:-1], True)
   return rows
+
+
+def learner_parser(description):
+  """Makes the parser of a script that serves learners: which logs, how much of them, which game.
+
+  Args:
+    description: The script's docstring, of which the first line is shown.
+  """
+  parser = argparse.ArgumentParser(description=description.splitlines()[0])
+  parser.add_argument('--replay_dir', type=pathlib.Path, required=True, help='log shards')
+  parser.add_argument('--transitions', type=int, default=5000, help='how many to load, at most')
+  parser.add_argument('--num_actions', type=int, default=6)
+  return parser

@@ -9,13 +9,10 @@ Algorithms: dqn and c51 (double, as C51 always is there), qrdqn, cql (double, as
 crr, bc (OfflineImitationLearning).
 """
 
-import argparse
-import pathlib
-
 import gymnasium as gym
 import numpy as np
 import protocol
-from logged_play import BATCH_SIZE, STACK, first_rows
+from logged_play import BATCH_SIZE, STACK, first_rows, learner_parser
 from replays import tianshou_buffer
 from tianshou.algorithm import (
   C51,
@@ -86,11 +83,7 @@ def make_algorithm(name, num_actions):
 
 def main():
   """Serves updates until the input ends."""
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('--replay_dir', type=pathlib.Path, required=True)
-  parser.add_argument('--transitions', type=int, default=5000)
-  parser.add_argument('--num_actions', type=int, default=6)
-  args = parser.parse_args()
+  args = learner_parser(__doc__).parse_args()
 
   replies = protocol.take_stdout()
   rows = first_rows(args.replay_dir, args.transitions)
