@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing import forkserver
 
 import pytest
 
@@ -146,6 +147,10 @@ def place(tmp_path, monkeypatch) -> pathlib.Path:
   write_stand_ins(tmp_path, programs | {'logs/demo.py': DEMO, 'studies/evaluate.py': EVALUATE})
   (tmp_path / 'logs').mkdir()
   (tmp_path / 'identities').mkdir()
+  # What other tests fork from as well: before stand-ins can be found.
+  context = multiprocessing.get_context('forkserver')
+  context.set_forkserver_preload(['offline_zoo.studies.sweep_test'])
+  forkserver.ensure_running()
   monkeypatch.setenv('STAND_IN_IDENTITIES', str(tmp_path / 'identities'))
   monkeypatch.chdir(tmp_path)
   return tmp_path
@@ -370,7 +375,6 @@ def sweep_there(place, environ, num_parallel) -> None:
 def start_sweep(place, num_parallel=NUM_PARALLEL):
   """Starts `sweep_there`, as a copy of a process that has imported all already."""
   context = multiprocessing.get_context('forkserver')
-  context.set_forkserver_preload(['offline_zoo.studies.sweep_test'])
   process = context.Process(target=sweep_there, args=(place, dict(os.environ), num_parallel))
   process.start()
   return process
