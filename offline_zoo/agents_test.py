@@ -117,6 +117,7 @@ EXPERIMENT = {
   'sticky_action_probability': 0.25,
   'rom_dir': None,
   'batch_size': 32,
+  'padding': 'SAME',
   'n_step': 1,
   'discount': 0.99,
   'max_abs_reward': 1.0,
@@ -231,6 +232,7 @@ def test_laptop_values_are_a_flag_file_with_reasons(agent):
     ('max_random_transitions', 0),
     ('replay_memory_gb', 0.0),
     ('batch_size', 0),
+    ('padding', 'same'),
     ('n_step', 0),
     ('discount', 1.1),
     ('max_abs_reward', 0.0),
@@ -287,6 +289,7 @@ DISTINCTIVE = {
   'jax_platform_name': 'cpu',
   'shards': (5, 7),
   'num_iterations': 3,
+  'padding': 'VALID',
   'num_mixtures': 5,
   'mode': 'binary',
   'vmax': 3.5,  # which float32 holds exactly

@@ -67,6 +67,7 @@ class Config:
   # Learning
 
   batch_size: int = 32  # transitions an update; Tianshou
+  padding: str = 'SAME'  # of convolutions; Dopamine and batch_rl; Tianshou: VALID
   penalty: float = 0.0  # weight of the mean squared log-probability; d3rlpy has 0.5
   learning_rate: float = 0.0001  # of Adam; Tianshou
   adam_epsilon: float = 0.00000001  # Tianshou, which leaves it to PyTorch
@@ -80,6 +81,7 @@ class Config:
 
   def __post_init__(self):
     program.check_experiment(self)
+    program.check(self, 'padding', self.padding in ('SAME', 'VALID'), 'SAME or VALID')
     program.check_positive(self, 'batch_size', 'learning_rate')
     program.check_in_unit_interval(self, 'adam_epsilon')
     program.check_not_negative(self, 'penalty')
@@ -94,7 +96,7 @@ def make_agent(config: Config, num_actions: int, data: replay.ReplayData | None)
     data: what to learn from; None for an agent that only acts.
   """
   return agent.Bc(
-    network=networks.policy_network(num_actions),
+    network=networks.policy_network(num_actions, config.padding),
     optimizer=optax.adam(config.learning_rate, eps=config.adam_epsilon),
     data=data,
     processor=processors.AtariProcessor(),

@@ -67,6 +67,7 @@ class Config:
   # Learning
 
   batch_size: int = 32  # transitions an update; paper
+  padding: str = 'SAME'  # of convolutions; Dopamine and batch_rl; authors' code: VALID
   n_step: int = 1  # horizon of the return; paper
   discount: float = 0.99  # of one agent step; paper
   max_abs_reward: float | None = 1.0  # bound of each reward, either way; none: raw rewards; paper
@@ -87,6 +88,7 @@ class Config:
 
   def __post_init__(self):
     program.check_experiment(self)
+    program.check(self, 'padding', self.padding in ('SAME', 'VALID'), 'SAME or VALID')
     program.check_positive(
       self, 'batch_size', 'n_step', 'max_abs_reward', 'target_network_update_period',
       'learning_rate',
@@ -105,7 +107,7 @@ def make_agent(config: Config, num_actions: int, data: replay.ReplayData | None)
     data: what to learn from; None for an agent that only acts.
   """
   return agent.Bcq(
-    network=networks.behaviour_network(num_actions),
+    network=networks.behaviour_network(num_actions, config.padding),
     optimizer=optax.adam(config.learning_rate, eps=config.adam_epsilon),
     data=data,
     processor=processors.AtariProcessor(),

@@ -69,6 +69,7 @@ class Config:
   # Learning
 
   batch_size: int = 32  # transitions an update; paper
+  padding: str = 'SAME'  # of convolutions; Dopamine and batch_rl; Mnih et al.: VALID
   n_step: int = 1  # horizon of the return; paper
   discount: float = 0.99  # of one agent step; paper
   max_abs_reward: float | None = 1.0  # bound of each reward, either way; none: raw rewards; paper
@@ -88,6 +89,7 @@ class Config:
 
   def __post_init__(self):
     program.check_experiment(self)
+    program.check(self, 'padding', self.padding in ('SAME', 'VALID'), 'SAME or VALID')
     program.check_positive(
       self, 'batch_size', 'n_step', 'max_abs_reward', 'target_network_update_period', 'vmax',
       'learning_rate',
@@ -106,7 +108,7 @@ def make_agent(config: Config, num_actions: int, data: replay.ReplayData | None)
   """
   atoms = np.linspace(-config.vmax, config.vmax, config.num_atoms, dtype=np.float32)
   return agent.C51(
-    network=networks.categorical_network(num_actions, atoms),
+    network=networks.categorical_network(num_actions, atoms, config.padding),
     optimizer=optax.adam(config.learning_rate, eps=config.adam_epsilon),
     data=data,
     processor=processors.AtariProcessor(),

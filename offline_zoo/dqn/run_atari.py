@@ -68,6 +68,7 @@ class Config:
   # Learning
 
   batch_size: int = 32  # transitions an update; paper
+  padding: str = 'SAME'  # of convolutions; Dopamine and batch_rl; Mnih et al.: VALID
   n_step: int = 1  # horizon of the return; paper
   discount: float = 0.99  # of one agent step; paper
   max_abs_reward: float | None = 1.0  # bound of each reward, either way; none: raw rewards; paper
@@ -86,6 +87,7 @@ class Config:
 
   def __post_init__(self):
     program.check_experiment(self)
+    program.check(self, 'padding', self.padding in ('SAME', 'VALID'), 'SAME or VALID')
     program.check_positive(
       self, 'batch_size', 'n_step', 'max_abs_reward', 'target_network_update_period',
       'learning_rate',
@@ -113,7 +115,7 @@ def make_agent(config: Config, num_actions: int, data: replay.ReplayData | None)
     data: what to learn from; None for an agent that only acts.
   """
   return agent.Dqn(
-    network=networks.dqn_network(num_actions),
+    network=networks.dqn_network(num_actions, config.padding),
     optimizer=make_optimizer(config),
     data=data,
     processor=processors.AtariProcessor(),
