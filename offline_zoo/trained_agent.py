@@ -1,8 +1,10 @@
 """An agent as a checkpoint has it, to be evaluated, or to play what is logged."""
 
 import dataclasses
+import functools
 import importlib
 import os
+from collections.abc import Callable
 from typing import Any
 
 from offline_zoo import atari_env, checkpoints, parts
@@ -17,6 +19,7 @@ class Trained:
     config: the flags of its run.
     seed: its own, which is one of the run's.
     environment: its game.
+    make_environment: makes the game anew, with an argument `seed`.
     agent: acts as in evaluation.
     num_updates: that it has made.
   """
@@ -25,6 +28,7 @@ class Trained:
   config: Any
   seed: int
   environment: atari_env.AtariEnv
+  make_environment: Callable[..., atari_env.AtariEnv]
   agent: parts.Learner
   num_updates: int
 
@@ -73,13 +77,15 @@ def restore(
     checkpoint = checkpoint.part(f'[{seeds.index(seed)}]')
   if eval_epsilon is not None:
     config = dataclasses.replace(config, eval_epsilon=eval_epsilon)
-  environment = atari_env.AtariEnv(
+  make_environment = functools.partial(
+    atari_env.AtariEnv,
     config.environment_name,
     sticky_action_probability=config.sticky_action_probability,
     rom_dir=rom_dir or config.rom_dir,
-    seed=0,
   )
+  environment = make_environment(seed=0)
   agent = module.make_agent(config, environment.action_spec().num_values, None)
   state = checkpoint.state(agent.get_state())
   agent.set_state(state)
-  return Trained(name, config, seed, environment, agent, int(state.num_updates))
+  num_updates = int(state.num_updates)
+  return Trained(name, config, seed, environment, make_environment, agent, num_updates)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from offline_zoo import checkpoints, replay, testing, trained_agent
+from offline_zoo import checkpoints, parts, playing, replay, testing, trained_agent
 from offline_zoo.dqn import run_atari
 from offline_zoo.studies import evaluate
 
@@ -63,37 +63,30 @@ def test_a_rom_of_the_users_is_played(run, tmp_path):
 
 
 def test_episodes_are_a_function_of_seed_and_number(trained, tmp_path):
-  class Frames:
-    """Passes an environment's frames on, and counts them."""
+  """Played four together, and recorded or not; the one beyond the last group is played as well."""
+  path = tmp_path / 'e.mp4'
+  returns = evaluate.play(trained, 5, seed=5, video_path=path)
+  loop = parts.run_loop(trained.agent, environment := trained.make_environment(seed=0))
+  alone = []
+  for number in range(5):  # by what every agent does in `step`, which here is to act at random
+    seed, key = playing.episode_seed(5, 0, number)
+    environment.seed(seed)
+    trained.agent.reset(key)
+    episode = [timestep for _, timestep, _, _ in until_last(loop)]
+    alone.append(sum(timestep.reward for timestep in episode[1:]))
+    if not number:
+      assert cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FRAME_COUNT) == len(episode)
+  assert returns.tolist() == alone and len({*alone}) > 1
+  assert evaluate.play(trained, 4, 5, None).tolist() == alone[:4]
+  assert evaluate.play(trained, 4, 6, None).tolist() != alone[:4]
 
-    def __init__(self, environment):
-      self._environment, self.counts = environment, []
 
-    def __getattr__(self, name):
-      return getattr(self._environment, name)
-
-    def reset(self):
-      self.counts.append(1)
-      return self._environment.reset()
-
-    def step(self, action):
-      self.counts[-1] += 1
-      return self._environment.step(action)
-
-  environment = Frames(trained.environment)
-  watched = types.SimpleNamespace(agent=trained.agent, environment=environment)
-  returns = evaluate.play(watched, 3, seed=5, video_path=tmp_path / 'e.mp4')
-  assert returns.shape == (3,) and len(environment.counts) == 3
-  assert (
-    cv2.VideoCapture(str(tmp_path / 'e.mp4')).get(cv2.CAP_PROP_FRAME_COUNT)
-    == (environment.counts[0])
-  )
-  again = [environment.counts, returns.tolist()]
-  environment.counts = []
-  assert [environment.counts, evaluate.play(watched, 3, 5, None).tolist()] == again
-  environment.counts = []
-  evaluate.play(watched, 3, 6, None)
-  assert environment.counts != again[0]
+def until_last(loop):
+  """Yields the rest of an episode."""
+  for seen in loop:
+    yield seen
+    if seen[1].last():
+      return
 
 
 def test_agreement_by_hand(run):
