@@ -35,7 +35,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.peers import protocol
-from offline_zoo import networks, parts, replay
+from offline_zoo import parts, replay
 from offline_zoo.logs import demo, open_shards
 
 BATCH_SIZE = 32
@@ -101,17 +101,10 @@ LEARNERS = (
 def make_learner(data: replay.ReplayData, learner: Learner = DQN) -> parts.Learner:
   """One of ours, at the beginning of its learning; DQN if not told."""
   run_atari = importlib.import_module(f'offline_zoo.{learner.agent}.run_atari')
-  config = dataclasses.replace(run_atari.Config(), **learner.settings)
-  padded = {
-    name: functools.partial(function, padding=learner.padding)
-    for name, function in vars(networks).items()
-    if name.endswith('_network')
-  }
+  settings = {'padding': learner.padding, **learner.settings}
+  config = dataclasses.replace(run_atari.Config(), **settings)
   backend = 'gpu' if learner.in_scan else jax.default_backend()
-  with (
-    mock.patch.dict(vars(networks), padded),
-    mock.patch.object(jax, 'default_backend', lambda: backend),
-  ):
+  with mock.patch.object(jax, 'default_backend', lambda: backend):
     return run_atari.make_agent(config, NUM_ACTIONS, data)
 
 
