@@ -16,7 +16,6 @@ trace, in which operations that run at the same time count in full; see `kinds`.
 
 import argparse
 import dataclasses
-import functools
 import gzip
 import importlib
 import json
