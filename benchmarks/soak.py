@@ -284,10 +284,12 @@ def watch_growth(num_evaluations: int, scratch: pathlib.Path) -> list[str]:
         sizes.append((memory / 1e6, run.num_fds(), len(everything)))
   if len(sizes) < num_evaluations:
     return ['the run ended by itself']
-  # In the first third, workers start and everything is compiled.
-  early, late = sizes[num_evaluations // 3], sizes[-2]
+  # In the first third, workers start and everything is compiled. The least of several sizes, since
+  # some are taken while a checkpoint is saved.
+  third = num_evaluations // 3
+  early, late = (np.min(part, axis=0) for part in (sizes[third:-third], sizes[-third:-1]))
   for name, size in (('early', early), ('late', late)):
-    print(f'{name}: {size[0]:.0f} MB, {size[1]} descriptors, {size[2]} processes')
+    print(f'{name}: {size[0]:.0f} MB, {size[1]:.0f} descriptors, {size[2]:.0f} processes')
   grown = (late[0] > 1.1 * early[0], late[1] > early[1] + 2, late[2] > early[2])
   names = ('memory grows', 'descriptors are left open', 'processes are left')
   return [name for name, has in zip(names, grown, strict=True) if has]
