@@ -501,6 +501,22 @@ EDITS: dict[str, list[tuple[str, str, str]]] = {
     ("f'[{seeds.index(seed)}]'", "'[0]'",
      'run_atari_test.py::test_several_seeds_are_each_as_alone'),
   ],
+  'studies/runs.py': [
+    ('data = name if name in data_names else None', 'data = None',
+     'studies/runs_test.py::test_a_sweeps_runs_are_told_apart_by_their_data'),
+    ("int(row['num_updates']) == run.num_updates[-1]", 'True',
+     'studies/runs_test.py::test_the_last_evaluation_is_of_the_episodes_where_all_runs_have_them'),
+    ("{'data': run.data, **row} if named else row", 'row',
+     'studies/runs_test.py::test_an_archive_of_a_study_reads_back'),
+  ],
+  'studies/report.py': [
+    ('if last.returns.min() > runs.logged_mean', 'if last.returns.max() > runs.logged_mean',
+     'studies/report_test.py::test_last_evaluations_of_a_study_by_hand'),
+  ],
+  'studies/plots.py': [
+    ('_draw_references(axes.axvline, of_data, limits)', 'pass',
+     'studies/plots_test.py::test_last_evaluations'),
+  ],
   'studies/evaluate.py': [
     ('enumerate(returns.tolist(), start=1)', 'enumerate(returns.tolist())',
      'studies/evaluate_test.py::test_the_program'),

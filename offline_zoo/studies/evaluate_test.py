@@ -12,7 +12,7 @@ import pytest
 
 from offline_zoo import checkpoints, parts, playing, replay, testing, trained_agent
 from offline_zoo.dqn import run_atari
-from offline_zoo.studies import evaluate
+from offline_zoo.studies import evaluate, runs
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -137,14 +137,18 @@ def test_the_program(run, capsys, tmp_path):
   )
   assert table[0].startswith('| logged action') and table[-1].startswith('| any | 100.0% | ')
   assert sorted(run.rglob('*')) == before
-  evaluate.main(
-    evaluate.Config(**settings | {'num_states': 0, 'csv_path': str(tmp_path / 'e.csv')})
-  )
-  assert (tmp_path / 'e.csv').read_text().splitlines() == [
+  csv_path = tmp_path / 'evaluation.csv'
+  evaluate.main(evaluate.Config(**settings | {'num_states': 0, 'csv_path': str(csv_path)}))
+  assert csv_path.read_text().splitlines() == [
     'agent,environment_name,seed,num_updates,eval_seed,episode,episode_return',
     f'dqn,breakout,1,6,0,1,{returns[0]}',
     f'dqn,breakout,1,6,0,2,{returns[1]}',
   ]
+  # Beside the run's own CSV it is what a report takes.
+  for name in ('results.csv', 'config.json'):
+    shutil.copy(run / name, tmp_path)
+  last = runs.last_evaluation(runs.read([tmp_path / 'results.csv']))
+  assert (last.num_episodes, last.returns.tolist()) == ((2,), [returns.mean()])
   capsys.readouterr()
   # Where the run's logs are gone, those that are named serve as well; else there is no table.
   (run / 'logs').rename(run / 'elsewhere')

@@ -25,11 +25,13 @@ from offline_zoo.studies.runs import Run
 # Blue, vermilion, bluish green and reddish purple of Okabe and Ito (2008); and the text's colour.
 _COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', None)
 _LINE_STYLES = ('-', '--')  # the second from the sixth agent on
-_MARKERS = 'os^DvP*Xp<'
+_MARKERS = 'os^DvP*Xp<'  # hollow from the eleventh agent on
 _REFERENCES = {
   'logged mean': '--', 'logged mean, clipped': '--', 'random play': ':', 'human': '-.'
 }  # fmt: skip
 _REFERENCE_COLOUR = '#7A7A7A'
+# One seed's last evaluation.
+_SEED: dict[str, Any] = {'linestyle': 'none', 'marker': '|', 'markersize': 11}
 # Fewer seeds have an interval as well, but one that dwarfs the curves.
 _MIN_SEEDS_FOR_BAND = 3
 
@@ -63,15 +65,16 @@ def save(figure: Figure, file_format: str) -> bytes:
 
 def _styles(agents: Sequence[str]) -> dict[str, dict[str, Any]]:
   """Gives each agent its looks, by its place among those of the picture."""
-  colours = itertools.cycle(itertools.product(_LINE_STYLES, _COLOURS))
+  looks = itertools.product(('full', 'none'), _LINE_STYLES, _COLOURS)
   return {
     agent: {
       'color': colour or matplotlib.rcParams['text.color'],
       'linestyle': line_style,
+      'fillstyle': fill,
       'marker': marker,
     }
-    for agent, (line_style, colour), marker in zip(
-      agents, colours, itertools.cycle(_MARKERS), strict=False
+    for agent, (fill, line_style, colour), marker in zip(
+      agents, itertools.cycle(looks), itertools.cycle(_MARKERS), strict=False
     )
   }
 
@@ -84,44 +87,78 @@ def agents_of(some: Sequence[Run]) -> list[str]:
 def learning_curves(
   drawn: Sequence[Run], published: Mapping[tuple[str, str], tuple[str, np.ndarray]] | None = None
 ) -> Figure:
-  """Draws a panel a game: each agent's return over updates, the mean over seeds and its interval.
+  """Draws a panel a data set: each agent's return over updates, the mean over seeds, its interval.
 
   Means are taken where all seeds were evaluated. The interval is Student's, 95%, of three seeds or
   more; of two, thin lines are the seeds. A human score far above all else is written, not drawn.
 
   Args:
     drawn: the runs.
-    published: for (agent, game), a label and points (updates, return) [N, 2] to draw beside ours.
+    published: for (agent, data), a label and points (updates, return) [N, 2] to draw beside ours.
   """
-  games = sorted({run.environment_name for run in drawn})
-  num_columns = min(len(games), 3)
-  num_rows = math.ceil(len(games) / num_columns)
-  width, height = (6.4, 3.8) if len(games) == 1 else (3.4, 2.7)
-  figure = Figure((width * num_columns, height * num_rows))
-  panels = figure.subplots(num_rows, num_columns, squeeze=False)
+  figure, panels, of_panels = _panels(drawn, (6.4, 3.8), (3.4, 2.7))
   styles = _styles(agents_of(drawn))
-  for axes, name in itertools.zip_longest(panels.flat, games):
-    if name is None:
-      axes.set_axis_off()
-      continue
-    of_game = [run for run in drawn if run.environment_name == name]
-    for agent in agents_of(of_game):
-      of_agent = [run for run in of_game if run.agent == agent]
-      _draw_agent(axes, of_agent, styles[agent])
-      if published and (agent, name) in published:
-        label, points = published[agent, name]
+  for axes, of_data in of_panels:
+    for agent in agents_of(of_data):
+      _draw_agent(axes, [run for run in of_data if run.agent == agent], styles[agent])
+      if published and (agent, of_data[0].data) in published:
+        label, points = published[agent, of_data[0].data]
         axes.plot(
           *points.T, label=label, color=styles[agent]['color'], linestyle=':', linewidth=1,
           marker='d', markerfacecolor='none',
         )  # fmt: skip
-    _draw_references(axes, of_game)
+    limits = runs.limits(of_data)
+    _draw_references(axes.axhline, of_data, limits)
+    axes.set_ylim(*_widened(limits))
+    axes.set_xlim(left=0)
     axes.xaxis.set_major_formatter(EngFormatter(sep=''))
   for axes in panels[:, 0]:
     axes.set_ylabel('mean episode return')
-  for axes in panels.flat[max(0, len(games) - num_columns) : len(games)]:
+  for axes, _ in of_panels[-panels.shape[1] :]:
     axes.set_xlabel('gradient updates')
   _add_legend(figure, panels.flat, agents_of(drawn))
   return figure
+
+
+def _panels(
+  drawn: Sequence[Run],
+  size: tuple[float, float],
+  size_of_many: tuple[float, float],
+  sharey: bool = False,
+) -> tuple[Figure, np.ndarray, list[tuple[Axes, list[Run]]]]:
+  """Makes a panel a data set, under its name and what its returns are to be compared with.
+
+  Args:
+    drawn: the runs.
+    size: of the panel, if there is but one, in inches.
+    size_of_many: of each, if there are more.
+    sharey: whether all have one y axis.
+
+  Returns:
+    The picture, its panels [num_rows, num_columns], and those with data, with their runs.
+  """
+  data = sorted({run.data for run in drawn})
+  num_columns = min(len(data), 3)
+  num_rows = math.ceil(len(data) / num_columns)
+  width, height = size if len(data) == 1 else size_of_many
+  figure = Figure((width * num_columns, height * num_rows))
+  panels = figure.subplots(num_rows, num_columns, squeeze=False, sharey=sharey)
+  of_panels = [
+    (axes, [run for run in drawn if run.data == name])
+    for axes, name in zip(panels.flat, data, strict=False)
+  ]
+  for axes, of_data in of_panels:
+    run = of_data[0]
+    of_game = run.data == run.environment_name
+    title = run.data.replace('_', ' ').title() if of_game else run.data
+    axes.set_title(title, loc='left', weight='bold', pad=16)
+    axes.annotate(
+      runs.describe_references(of_data),
+      (0, 1), (0, 4), xycoords='axes fraction', textcoords='offset points', fontsize=7,
+    )  # fmt: skip
+  for axes in panels.flat[len(data) :]:
+    axes.set_axis_off()
+  return figure, panels, of_panels
 
 
 def _draw_agent(axes: Axes, of_agent: Sequence[Run], style: Mapping[str, Any]) -> None:
@@ -140,23 +177,52 @@ def _draw_agent(axes: Axes, of_agent: Sequence[Run], style: Mapping[str, Any]) -
       )  # fmt: skip
 
 
-def _draw_references(axes: Axes, of_game: Sequence[Run]) -> None:
-  """Draws what returns are to be compared with; sets the title and the axes' limits."""
-  low, high = runs.limits(of_game)
-  references = runs.references(of_game)
-  for name, value in references:
-    if value <= high:
+def _draw_references(
+  draw: Callable[..., Any], of_data: Sequence[Run], limits: tuple[float, float]
+) -> None:
+  """Draws lines, across or upright, at what returns are to be compared with within the limits."""
+  for name, value in runs.references(of_data):
+    if value <= limits[1]:
       style = _REFERENCES[name]
-      axes.axhline(value, label=name, color=_REFERENCE_COLOUR, linestyle=style, linewidth=1.2)
+      draw(value, label=name, color=_REFERENCE_COLOUR, linestyle=style, linewidth=1.2)
+
+
+def _widened(limits: tuple[float, float]) -> tuple[float, float]:
+  low, high = limits
   margin = 0.05 * (high - low or 1)
-  axes.set_ylim(low - margin, high + margin)
-  axes.set_xlim(left=0)
-  title = of_game[0].environment_name.replace('_', ' ').title()
-  axes.set_title(title, loc='left', weight='bold', pad=16)
-  axes.annotate(
-    runs.describe_references(of_game),
-    (0, 1), (0, 4), xycoords='axes fraction', textcoords='offset points', fontsize=7,
-  )  # fmt: skip
+  return low - margin, high + margin
+
+
+def last_evaluations(drawn: Sequence[Run]) -> Figure:
+  """Draws a panel a data set, a row an agent: the mean of its last evaluation, and each seed's.
+
+  It is the last one that all seeds have had. The mean is the agent's mark, seeds are strokes.
+  """
+  agents = agents_of(drawn)
+  styles = _styles(agents)
+  height = 1.1 + 0.22 * len(agents)
+  figure, panels, of_panels = _panels(drawn, (6.4, height), (3.4, height), sharey=True)
+  for axes, of_data in of_panels:
+    shown: list[float] = []
+    for agent in agents_of(of_data):
+      last = runs.last_evaluation([run for run in of_data if run.agent == agent])
+      if last is None:
+        continue
+      row, style = agents.index(agent), styles[agent]
+      shown += [*last.returns]
+      axes.plot(last.returns, np.full(len(last.returns), row), color=style['color'], **_SEED)
+      axes.plot([last.returns.mean()], [row], **style)
+    limits = runs.limits(of_data, shown or None)
+    _draw_references(axes.axvline, of_data, limits)
+    axes.set_xlim(*_widened(limits))
+    axes.grid(axis='y', visible=False)
+  panels[0, 0].plot([], [], label='one seed', color=matplotlib.rcParams['text.color'], **_SEED)
+  panels[0, 0].set_yticks(range(len(agents)), agents)
+  panels[0, 0].set_ylim(len(agents) - 0.5, -0.5)
+  for axes, _ in of_panels[-panels.shape[1] :]:
+    axes.set_xlabel('mean episode return')
+  _add_legend(figure, panels.flat, [])
+  return figure
 
 
 def _add_legend(figure: Figure, panels: Iterable[Axes], agents: Sequence[str]) -> None:

@@ -76,10 +76,61 @@ def test_an_agent_looks_the_same_in_every_panel_and_like_no_other(drawn):
     return line.get_color(), line.get_marker(), line.get_linestyle()
 
   assert looks(freeway, 'rem') == looks(seaquest, 'rem') != looks(freeway, 'cql')
-  styles = [tuple(style.values()) for style in plots._styles([str(i) for i in range(10)]).values()]
-  assert len(set(styles)) == 10
-  # In black and white, markers alone tell them apart.
+  styles = [tuple(style.values()) for style in plots._styles([str(i) for i in range(20)]).values()]
+  assert len(set(styles)) == 20
+  # In black and white, markers alone tell them apart, full or hollow.
   assert len({marker for *_, marker in styles}) == 10
+  assert len({looks[-2:] for looks in styles}) == 20
+
+
+def test_last_evaluations(study):
+  figure = plots.last_evaluations(runs.read(study['sweep'], {'mixed', 'random', 'asterix_10k'}))
+  assert [axes.get_title('left') for axes in figure.axes] == ['asterix_10k', 'mixed', 'random']
+  # Rows are BC and CQL. For each: its seeds, then their mean.
+  for axes, want in zip(
+    figure.axes,
+    [
+      [[(1250, 1), (1300, 1)], [(1275, 1)]],
+      [[(9.5, 0), (6.75, 0)], [(8.125, 0)], [(13, 1), (8, 1)], [(10.5, 1)]],
+      [[(1, 0), (0, 0)], [(0.5, 0)], [(4, 1), (3, 1)], [(3.5, 1)]],
+    ],
+    strict=True,
+  ):
+    drawn = [line.get_xydata().tolist() for line in axes.get_lines()]
+    assert [[*map(tuple, points)] for points in drawn[: len(want)]] == want
+  asterix, mixed, random = figure.axes
+  assert lines(mixed)['logged mean'][:, 0].tolist() == [7.5, 7.5]
+  assert lines(mixed)['random play'][:, 0].tolist() == [0, 0]
+  # Lines of what is in reach, as in the curves, but only of what is shown here.
+  assert 'human' not in {**lines(asterix), **lines(random)} and 'human' not in lines(mixed)
+  assert random.get_xlim() == pytest.approx((-0.2, 4.2))
+  assert asterix.texts[0].get_text() == 'logged mean 1,300.0, random play 210.0, human 8,503.3'
+  assert [label.get_text() for label in asterix.get_yticklabels()] == ['bc', 'cql']
+  (legend,) = figure.legends
+  assert [text.get_text() for text in legend.get_texts()] == [
+    'one seed', 'logged mean', 'random play'
+  ]  # fmt: skip
+
+
+def test_data_of_one_game_have_panels_of_their_own(study):
+  figure = plots.learning_curves(runs.read(study['sweep'], {'mixed', 'random', 'asterix_10k'}))
+  _, mixed, random = figure.axes
+  assert random.get_title('left') == 'random'
+  assert lines(mixed)['cql'].tolist() == [[1000, 5], [2000, 10.5]]
+  assert lines(random)['cql'].tolist() == [[1000, 1], [2000, 2]]
+  assert lines(random)['logged mean'][:, 1].tolist() == [0.5, 0.5]
+
+
+def test_what_has_neither_reference_nor_evaluation_in_common_is_drawn(write_csv):
+  read = runs.read(
+    [
+      write_csv(f'{seed}/results.csv', [100.0], 'cql', 'pooyan', seed, every=seed, logged=None)
+      for seed in (1, 2)
+    ]
+  )
+  figure = plots.last_evaluations(read)
+  assert [line.get_label() for line in figure.axes[0].get_lines()] == ['one seed']
+  assert figure.axes[0].get_xlim() == pytest.approx((99.95, 100.05))
 
 
 def test_published_scores_are_drawn_beside_their_agent(drawn):
@@ -164,9 +215,10 @@ def contrast(a: str, b: str) -> float:
 def test_everything_stands_out_from_the_background(drawn, dark: bool):
   with plots.theme(dark):
     figure = plots.learning_curves(drawn)
+    last = plots.last_evaluations(drawn)
     background = plots.matplotlib.rcParams['figure.facecolor']
     assert (contrast(background, '#FFFFFF') > 10) == dark
-    colours = {line.get_color() for axes in figure.axes for line in axes.get_lines()}
+    colours = {line.get_color() for axes in figure.axes + last.axes for line in axes.get_lines()}
     colours |= {style['color'] for style in plots._styles('abcdefghij').values()}
     colours |= {text.get_color() for axes in figure.axes for text in axes.texts}
     assert min(contrast(colour, background) for colour in colours) > 3

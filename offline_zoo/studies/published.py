@@ -55,25 +55,25 @@ def mismatch(run: Run, dqn_replay_run: int) -> str | None:
 def beside(
   runs: Sequence[Run],
 ) -> tuple[dict[tuple[str, str], tuple[str, np.ndarray]], list[str]]:
-  """Finds what may be drawn beside runs: where every one of the game matches, up to their updates.
+  """Finds what may be drawn beside runs: where every one of the data matches, up to their updates.
 
   Returns:
-    For (agent, game), a label and points (updates, return) [N, 2]; and for each game with
+    For (agent, data), a label and points (updates, return) [N, 2]; and for each data set with
     published scores that are not drawn, why.
   """
   table = read_table()
   found, notes = {}, []
-  for name in sorted({run.environment_name for run in runs}):
-    of_game = [run for run in runs if run.environment_name == name]
-    agents = {run.agent for run in of_game}
+  for data in sorted({run.data for run in runs}):
+    of_data = [run for run in runs if run.data == data]
+    name, agents = of_data[0].environment_name, {run.agent for run in of_data}
     rows = [row for row in table if row['environment_name'] == name and row['agent'] in agents]
     if not rows:
       continue
-    reasons = (mismatch(run, int(rows[0]['dqn_replay_run'])) for run in of_game)
+    reasons = (mismatch(run, int(rows[0]['dqn_replay_run'])) for run in of_data)
     if reason := next(filter(None, reasons), None):
-      notes.append(f'No published scores beside {name}: {reason}.')
+      notes.append(f'No published scores beside {data}: {reason}.')
       continue
-    last = max(run.num_updates[-1] for run in of_game)
+    last = max(run.num_updates[-1] for run in of_data)
     for agent in sorted(agents):
       points = [
         (int(row['num_updates']), float(row['score']))
@@ -82,5 +82,5 @@ def beside(
       ]
       if points:
         label = next(row['label'] for row in rows if row['agent'] == agent)
-        found[agent, name] = (label, np.array(points))
+        found[agent, data] = (label, np.array(points))
   return found, notes

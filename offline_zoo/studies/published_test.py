@@ -65,6 +65,16 @@ def test_nothing_where_one_run_of_the_game_does_not_match(write_csv, tmp_path):
   assert not found and 'has no config.json beside it' in note
 
 
+def test_data_of_one_game_are_looked_at_apart(write_csv):
+  paths = [
+    write_csv(f'{data}/cql/1/results.csv', [-20.0], 'cql', 'pong', every=125_000, **flags)
+    for data, flags in (('one', MATCHING), ('all', MATCHING | {'max_rows_per_shard': None}))
+  ]
+  found, (note,) = published.beside(runs.read(paths, {'one', 'all'}))
+  assert list(found) == [('cql', 'one')]
+  assert note.startswith('No published scores beside all: cql on all, seed 1 has --max_rows')
+
+
 def test_every_published_row_has_a_source():
   table = published.read_table()
   assert len(table) == 120

@@ -28,6 +28,141 @@ def test_a_csv_may_name_its_agent_and_lack_scores(write_csv):
   assert math.isnan(run.column('dataset_episode_return')[0])
 
 
+DATA = {'mixed', 'random', 'asterix_10k'}
+
+
+def test_a_sweeps_runs_are_told_apart_by_their_data(study):
+  mixed = [path for path in study['sweep'] if 'mixed' in path.parts]
+  assert [run.identity for run in runs.read(mixed + study['peers'], {'mixed'})] == [
+    ('bc', 'mixed', 1), ('bc', 'mixed', 2), ('cql', 'mixed', 1), ('cql', 'mixed', 2),
+    ('tianshou_cql', 'mixed', 1),
+  ]  # fmt: skip
+  read = runs.read(study['sweep'], DATA)
+  assert len(read) == 10
+  assert str(read[-1]) == 'cql on random, seed 2' and read[-1].environment_name == 'freeway'
+  # Without the names, runs are told apart by game, and need to say which agent's they are.
+  with pytest.raises(ValueError, match=r'random/cql/1/results\.csv: another run of cql on freeway'):
+    runs.read(study['sweep'])
+  assert runs.read(mixed)[0].identity == ('bc', 'freeway', 1)
+  with pytest.raises(ValueError, match=r'tianshou_cql/1/results\.csv: no config\.json beside it'):
+    runs.read(study['peers'], {'random'})
+
+
+def test_a_name_of_data_is_of_one_game(write_csv):
+  paths = [
+    write_csv(f'{place}/mixed/cql/{seed}/results.csv', [1.0], 'cql', game, seed)
+    for place, game, seed in (('a', 'freeway', 1), ('b', 'pong', 2))
+  ]
+  with pytest.raises(
+    ValueError, match=r'b/mixed/cql/2/results\.csv: mixed is of pong, and of free'
+  ):
+    runs.read(paths, {'mixed'})
+
+
+def test_the_last_evaluation_is_of_the_episodes_where_all_runs_have_them(write_csv, write_episodes):
+  def read(*seeds):
+    return runs.read([write_csv(f'{s}/results.csv', [1.0, s], 'cql', seed=s) for s in seeds])
+
+  assert runs.last_evaluation(read(4))[:1] == (2000,)
+  write_episodes('4/evaluation.csv', [3, 6], 'cql', seed=4)
+  write_episodes('5/evaluation.csv', [9, 6, 0], 'cql', seed=5)
+  last = runs.last_evaluation(read(4, 5))
+  assert (last.num_updates, last.num_episodes) == (2000, (2, 3))
+  assert last.returns.tolist() == [4.5, 5]
+  last = runs.last_evaluation(read(4, 5, 6))  # the third was not evaluated
+  assert (last.num_updates, last.num_episodes) == (2000, ())
+  assert last.returns.tolist() == [4, 5, 6]
+  # Of a run that went on, it is no longer the last one.
+  write_episodes('5/evaluation.csv', [9, 6], 'cql', seed=5, num_updates=1000)
+  (run,) = read(5)
+  assert not run.episodes and runs.last_evaluation([run]).returns.tolist() == [5]
+  # And another that ended before shares the earlier one.
+  shorter = runs.read([write_csv('7/results.csv', [7.0], 'cql', seed=7)])
+  assert runs.last_evaluation(read(4) + shorter).returns.tolist() == [1, 7]
+  apart = runs.read([write_csv('7/results.csv', [7.0], 'cql', seed=7, every=1500)])
+  assert runs.last_evaluation(read(4) + apart) is None
+
+
+@pytest.mark.parametrize(
+  'values, message',
+  [
+    ({'agent': 'rem'}, r'of rem on mixed \(freeway\), seed 1, which is not among the results'),
+    ({'seed': 2}, r'of cql on mixed \(freeway\), seed 2, which is not'),
+    ({'game': 'pong'}, r'of cql on mixed \(pong\), seed 1, which is not'),
+    ({'returns': [1, 'nan']}, "line 3: episode_return is 'nan', expected a number"),
+    ({'returns': ['']}, "line 2: episode_return is '', expected a number"),
+    ({'num_updates': 'all'}, "num_updates is 'all', expected an integer"),
+  ],
+)
+def test_a_bad_evaluation_is_named(write_csv, write_episodes, values, message: str):
+  csv_path = write_csv('mixed/cql/1/results.csv', [1.0, 2.0], 'cql')
+  path = write_episodes('mixed/cql/1/evaluation.csv', **{'returns': [1], 'agent': 'cql', **values})
+  with pytest.raises(ValueError, match=message) as error:
+    runs.read([csv_path], {'mixed'})
+  assert str(error.value).startswith(f'{path}: ')
+  path.write_bytes(HEAD)
+  with pytest.raises(ValueError, match='not an evaluation CSV: no column agent'):
+    runs.read([csv_path], {'mixed'})
+
+
+def test_logged_means(write_csv):
+  def read(*means, **flags):
+    return runs.read(
+      [
+        write_csv(f'{seed}/results.csv', [1.0], 'cql', seed=seed, logged=mean, **flags)
+        for seed, mean in enumerate(means)
+      ]
+    )
+
+  assert runs.logged_mean(read(7.4, None, 7.5, 7.3)) == 7.5
+  assert math.isnan(runs.logged_mean(read(None)))
+  assert math.isnan(runs.logged_mean(read(7.5, replay_dir='/data/Freeway/3/replay_logs')))
+
+
+def test_an_archive_of_a_study_reads_back(study, write_csv, tmp_path):
+  plain = write_csv('runs/cql/freeway/1/results.csv', [1.0], 'cql')
+  read = runs.read(study['sweep'] + study['peers'] + [plain], DATA)
+  packed = runs.pack(read[::-1])
+  with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
+    of_members = {m.name: archive.extractfile(m).read().decode().splitlines() for m in archive}
+  assert list(of_members) == [
+    'bc.csv', 'evaluation/bc.csv', 'cql.csv', 'evaluation/cql.csv',
+    'tianshou_cql.csv', 'evaluation/tianshou_cql.csv',
+  ]  # fmt: skip
+  assert of_members['bc.csv'][:2] == [
+    'data,environment_name,seed,iteration,num_updates,eval_episode_return,normalized_return,'
+    'dataset_episode_return,seconds',
+    f'mixed,freeway,1,1,1000,6,{6 / 29.6},7.5,90.0',
+  ]
+  # Of all data in one file, those of the game's own name too.
+  assert [line.split(',')[0] for line in of_members['cql.csv'][1:]] == (
+    ['asterix_10k'] * 4 + ['freeway'] + ['mixed'] * 4 + ['random'] * 4
+  )
+  assert of_members['evaluation/bc.csv'] == [
+    'data,agent,environment_name,seed,num_updates,eval_seed,episode,episode_return',
+    'mixed,bc,freeway,1,2000,0,1,9', 'mixed,bc,freeway,1,2000,0,2,10',
+    'mixed,bc,freeway,2,2000,0,1,6', 'mixed,bc,freeway,2,2000,0,2,7.5',
+    'random,bc,freeway,1,2000,0,1,5', 'random,bc,freeway,1,2000,0,2,5',
+  ]  # fmt: skip
+  path = tmp_path / 'results.tar.gz'
+  path.write_bytes(packed)
+  again = runs.read([path])
+  assert runs.pack(again) == packed
+  assert [(run.identity, run.episodes) for run in again] == [
+    (run.identity, run.episodes) for run in read
+  ]
+  # What is in both counts once.
+  csv_paths = [*study['sweep'], *study['peers'], plain]
+  for paths in ([path, *csv_paths], [*csv_paths, path]):
+    assert runs.pack(runs.read(paths, DATA)) == packed
+  # An evaluation that only one of the two has is kept.
+  (study['sweep'][0].parent / 'evaluation.csv').unlink()
+  (run,) = runs.read(study['sweep'][:1], DATA)
+  assert not run.episodes
+  both = {run.identity: run for run in runs.read([*study['sweep'], path], DATA)}
+  assert len(both[run.identity].episodes) == 2
+
+
 def test_archives_are_the_same_whatever_the_order_and_read_back(write_csv, tmp_path):
   paths = [
     write_csv(f'{agent}/{seed}/results.csv', [seed, 2.0], agent, seed=seed)
@@ -139,7 +274,9 @@ HEAD = (
     (HEAD + b'freeway,1.5,1000,1,,\n', "seed is '1.5', expected an integer"),
     (HEAD + b'freeway,1,1000,,,\n', "eval_episode_return is '', expected a number"),
     (HEAD + b'freeway,1,1000,nan,,\n', "eval_episode_return is 'nan', expected a number"),
-    (HEAD + b'freeway,1,1000,1,inf,\n', "normalized_return is 'inf'"),
+    (HEAD + b'freeway,1,1000,1,,inf\n', "dataset_episode_return is 'inf'"),
+    (HEAD.replace(b'seed', b'data,seed') + b'freeway,a|b,1,1,1,,\n', "'a|b' cannot be the name of"),
+    (HEAD.replace(b'normalized_return', b'seconds') + b'freeway,1,1,1,x,\n', "seconds is 'x'"),
     (HEAD + b'freeway,1,1000,1,,\nfreeway,1,1000,1,,\n', 'num_updates does not ascend'),
     (HEAD + b'\xff', 'codec'),
     (HEAD + b'"freeway', 'unexpected end of data'),

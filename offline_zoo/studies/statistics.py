@@ -1,6 +1,7 @@
 """Aggregates of many runs and how sure one can be of them (Agarwal et al. 2021).
 
 Scores are human-normalised and come as [..., num_runs, num_games]; every game has as many runs.
+Where runs of one game have learnt from several data sets, each of these counts as a game.
 Statistics are taken over the last two axes, so that they take resampled scores as well.
 """
 

@@ -239,7 +239,7 @@ def _run(sweep: dict[str, Any], data: dict[str, Any], agent: str, seed: int) -> 
 
 
 def read(path: pathlib.Path) -> list[Run]:
-  """Reads what a file says is to be run, and checks all of it.
+  """Reads what a file says is to be run, and checks all of it but that there are logs.
 
   Returns:
     The runs, in the file's order: data by data, seed by seed, agent by agent.
@@ -272,8 +272,6 @@ def read(path: pathlib.Path) -> list[Run]:
         raise ValueError('there are two of this name')
       atari_data.game(data['environment_name'])
       _check_flags(data.get('flags', []))
-      if 'make' not in data and not os.path.isdir(data['replay_dir']):
-        raise ValueError(f'there are no logs at {data["replay_dir"]}, and no make')
       runs[data['name']] = [
         _run(sweep, data, agent, seed) for seed in data['seeds'] for agent in data['agents']
       ]
@@ -807,6 +805,10 @@ class Display:
 def main(config: Config) -> None:
   path = pathlib.Path(config.paths[0])
   every_run = read(path)
+  for run in every_run:
+    replay_dir = run.config.replay_dir
+    if run.make is None and not os.path.isdir(replay_dir):
+      raise ValueError(f'{path}: data {run.data!r}: there are no logs at {replay_dir}, and no make')
   if config.slurm_path is not None:
     results.write_atomically(pathlib.Path(config.slurm_path), slurm_script(path, every_run))
     logging.info('Script: %s', config.slurm_path)
