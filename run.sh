@@ -44,7 +44,7 @@ train() {
       --replay_dir="$logs"
   fi
   .venv/bin/python -m offline_zoo.cql.run_atari --environment_name=freeway --replay_dir="$logs" \
-    --flagfile=offline_zoo/cql/laptop.flags --num_iterations=5 --num_updates_per_iteration=800 \
+    --flagfile=offline_zoo/cql/laptop.flags --num_iterations=5 --num_updates_per_iteration=500 \
     --results_csv_path="$csv"
   .venv/bin/python -m offline_zoo.studies.report "$csv"
   echo "All columns: $csv   Config: runs/short/config.json   Checkpoint: runs/short/checkpoint"
