@@ -94,9 +94,7 @@ def make_agent(algorithm, num_actions, capacity, seed):
 
 def main():
   """Serves updates until the input ends."""
-  parser = learner_parser(__doc__)
-  parser.add_argument('--seed', type=int, default=1)
-  args = parser.parse_args()
+  args = learner_parser(__doc__).parse_args()
 
   replies = protocol.take_stdout()
   rows = first_rows(args.replay_dir, args.transitions)
@@ -115,7 +113,7 @@ def main():
         agent._train_step()  # pylint: disable=protected-access
       jax.block_until_ready((agent.online_params, agent.optimizer_state))
 
-    return learn
+    return protocol.Learner(learn)
 
   protocol.serve_learners(replies, PACKAGES, make)
 

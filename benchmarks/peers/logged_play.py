@@ -3,6 +3,7 @@
 import argparse
 import gzip
 import itertools
+import json
 import pathlib
 import re
 
@@ -67,8 +68,16 @@ def read_rows(replay_dir):
 
 
 def first_rows(replay_dir, num_rows):
-  """Reads so many rows, or all if there are fewer; the last one ends an episode."""
-  rows = list(itertools.islice(read_rows(replay_dir), num_rows))
+  """Reads so many rows, or all if there are fewer or it is 0, as agents learn from them.
+
+  That is, with rewards clipped to [-1, 1]. The last one ends an episode.
+  """
+  rows = [
+    (frame, action, max(-1.0, min(reward, 1.0)), terminal, last)
+    for frame, action, reward, terminal, last in itertools.islice(
+      read_rows(replay_dir), num_rows or None
+    )
+  ]
   rows[-1] = (*rows[-1][:-1], True)
   return rows
 
@@ -81,6 +90,13 @@ def learner_parser(description):
   """
   parser = argparse.ArgumentParser(description=description.splitlines()[0])
   parser.add_argument('--replay_dir', type=pathlib.Path, required=True, help='log shards')
-  parser.add_argument('--transitions', type=int, default=5000, help='how many to load, at most')
+  parser.add_argument('--transitions', type=int, default=5000, help='to load, at most; 0: all')
   parser.add_argument('--num_actions', type=int, default=6)
+  parser.add_argument('--seed', type=int, default=1, help='of parameters and sampling')
+  parser.add_argument(
+    '--values',
+    type=json.loads,
+    default={'learning_rate': 5e-5, 'target_network_update_period': 2000},
+    help="hyperparameters as JSON, by our flags' names; null: the library's own; not Dopamine's",
+  )
   return parser

@@ -21,12 +21,16 @@ from logged_play import BATCH_SIZE, STACK, first_rows
 PACKAGES = {'tianshou': 'tianshou', 'd3rlpy': 'd3rlpy', 'dopamine': 'dopamine-rl'}
 
 
-def tianshou_buffer(rows, num_rows):
-  """Returns Tianshou's replay with these rows."""
+def tianshou_buffer(rows, num_rows, seed=42):
+  """Returns Tianshou's replay with these rows, which samples by a seed of its own."""
   from tianshou.data import Batch, ReplayBuffer
 
   buffer = ReplayBuffer(
-    size=num_rows, stack_num=STACK, ignore_obs_next=True, save_only_last_obs=True
+    size=num_rows,
+    stack_num=STACK,
+    ignore_obs_next=True,
+    save_only_last_obs=True,
+    random_seed=seed,
   )
   for frame, action, reward, terminal, last in rows:
     buffer.add(
@@ -60,8 +64,14 @@ def tianshou(rows, num_rows):
   return sample, num_bytes(buffer._meta)
 
 
-def d3rlpy_buffer(rows, num_rows):
-  """Returns d3rlpy's replay with these rows, and its episodes."""
+def d3rlpy_buffer(rows, num_rows, picker=None):
+  """Returns d3rlpy's replay with these rows, and its episodes.
+
+  Args:
+    rows: See `logged_play.read_rows`.
+    num_rows: How many there are.
+    picker: Makes transitions; d3rlpy's own of one step, which stacks frames, if None.
+  """
   import d3rlpy.dataset as dataset
 
   episodes: list[dataset.Episode] = []
@@ -78,7 +88,7 @@ def d3rlpy_buffer(rows, num_rows):
   buffer = dataset.ReplayBuffer(
     dataset.FIFOBuffer(limit=num_rows),
     episodes=episodes,
-    transition_picker=dataset.FrameStackTransitionPicker(n_frames=STACK),
+    transition_picker=picker or dataset.FrameStackTransitionPicker(n_frames=STACK),
   )
   return buffer, episodes
 

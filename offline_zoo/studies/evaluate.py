@@ -15,6 +15,7 @@ import dataclasses
 import io
 import os
 import pathlib
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -58,17 +59,32 @@ class Config:
 def play(
   trained: trained_agent.Trained, episodes: int, seed: int, video_path: pathlib.Path | None
 ) -> np.ndarray:
+  """Plays whole episodes as an agent that was restored; see `play_in_groups`."""
+
+  def make_players(num_players: int) -> playing.Players:
+    players = playing.Players(trained.agent, trained.make_environment, num_players)
+    players.set_params(trained.agent.get_state().online_params)
+    return players
+
+  return play_in_groups(make_players, episodes, seed, video_path)
+
+
+def play_in_groups(
+  make_players: Callable[[int], playing.Players],
+  episodes: int,
+  seed: int,
+  video_path: pathlib.Path | None = None,
+) -> np.ndarray:
   """Plays whole episodes; returns their returns [episodes].
 
   Args:
-    trained: the agent and its game.
+    make_players: gives so many players, who play together.
     episodes: how many.
     seed: each episode is a function of it, of its number and of how many are played together.
     video_path: where to record the first one, as MP4; None: nowhere.
   """
   num_players = min(_MAX_PLAYERS, episodes)
-  players = playing.Players(trained.agent, trained.make_environment, num_players)
-  players.set_params(trained.agent.get_state().online_params)
+  players = make_players(num_players)
   returns: list[float] = []
   with program.progress_bar(episodes, 'playing', 'episode') as bar:
     for first in range(0, episodes, num_players):  # the last group is whole, too
