@@ -21,6 +21,7 @@ A sweep is described by a file such as
   name = 'freeway_30k'
   environment_name = 'freeway'
   replay_dir = 'runs/laptop/freeway_mixed/logs'
+  make = ['logs.demo', '--num_transitions=50000']  # the same: whoever comes first makes them
   flags = ['--max_random_transitions=30000']       # if any: of the runs on this data
   agents = ['cql']                    # if other ones than above; seeds likewise
 
