@@ -209,7 +209,7 @@ EDITS: dict[str, list[tuple[str, str, str]]] = {
      'parts_test.py::test_the_row_of_an_iteration'),
     ('MAX_FRAMES_PER_EPISODE = 108_000', 'MAX_FRAMES_PER_EPISODE = 27_000',
      'playing_test.py::test_an_episode_ends_after_half_an_hour_of_play'),
-    ('if frame == max_frames_per_episode', 'if frame > max_frames_per_episode',
+    ('if frame == MAX_FRAMES_PER_EPISODE', 'if frame > MAX_FRAMES_PER_EPISODE',
      'parts_test.py::test_run_loop_ends_an_episode_at_the_frame_limit'),
     ('if not np.isfinite(mean).all()', 'if np.isnan(mean).all()',
      'parts_test.py::test_a_loss_that_is_not_finite_stops_the_run'),

@@ -136,15 +136,13 @@ class Learner(Agent, Trainable, Protocol):
 
 
 def run_loop(
-  agent: Agent,
-  environment: dm_env.Environment,
-  max_frames_per_episode: int = MAX_FRAMES_PER_EPISODE,
+  agent: Agent, environment: dm_env.Environment
 ) -> Iterator[tuple[dm_env.Environment, dm_env.TimeStep, Agent, int | None]]:
   """Plays episode after episode, one raw frame at a time, for as long as the caller iterates.
 
   Yields (environment, timestep, agent, action): the action is the agent's answer to the timestep,
   or None for the last timestep of an episode, which the agent has seen as well. An episode ends
-  `max_frames_per_episode` frames after its first one if the game has not ended it; its discount is
+  `MAX_FRAMES_PER_EPISODE` frames after its first one if the game has not ended it; its discount is
   then left as it is.
   """
   while True:
@@ -154,7 +152,7 @@ def run_loop(
       action = agent.step(timestep)
       yield environment, timestep, agent, action
       timestep = environment.step(action)
-      if frame == max_frames_per_episode:
+      if frame == MAX_FRAMES_PER_EPISODE:
         timestep = timestep._replace(step_type=dm_env.StepType.LAST)
       if timestep.last():
         agent.step(timestep)

@@ -75,13 +75,15 @@ def test_run_loop_yields_every_frame_and_the_answer_to_it():
   assert agent.num_resets == 2
 
 
-def test_run_loop_ends_an_episode_at_the_frame_limit():
-  steps = take(parts.run_loop(Echo(), Counting(), max_frames_per_episode=4), 2)
+def test_run_loop_ends_an_episode_at_the_frame_limit(monkeypatch):
+  monkeypatch.setattr(parts, 'MAX_FRAMES_PER_EPISODE', 4)
+  steps = take(parts.run_loop(Echo(), Counting()), 2)
   assert [s[1].observation for s in steps] == [0, 1, 2, 3, 4] * 2
   assert [s[1].last() for s in steps] == [False, False, False, False, True] * 2
   assert steps[4][1].discount == 1.0  # cut, not ended by the game
   # An end by the game on the very frame of the limit stays one.
-  steps = take(parts.run_loop(Echo(), Counting(), max_frames_per_episode=10), 1)
+  monkeypatch.setattr(parts, 'MAX_FRAMES_PER_EPISODE', 10)
+  steps = take(parts.run_loop(Echo(), Counting()), 1)
   assert steps[-1][1].discount == 0.0
 
 

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from offline_zoo import evaluation, networks, processors, replay
+from offline_zoo import evaluation, networks, parts, processors, replay
 from offline_zoo.logs import dqn_replay, rl_unplugged
 from offline_zoo.logs.shard import NUM_PADDING_ROWS
 
@@ -135,19 +135,25 @@ def small_torso(x: jax.Array, w_init: Any, padding: str) -> jax.Array:
   return x[:, ::12, ::12].reshape(len(x), -1)
 
 
-def _make_small(make_agent: Callable[[], Any]) -> Any:
-  networks.nature_torso = small_torso  # for good: this process is a worker
+def _make_small(max_frames: int, make_agent: Callable[[], Any]) -> Any:
+  # For good: this process is a worker.
+  networks.nature_torso = small_torso
+  parts.MAX_FRAMES_PER_EPISODE = max_frames
   return make_agent()
 
 
 class _SmallWorkers(evaluation.Workers):
   def __init__(self, num_workers, make_agent, *args):
-    super().__init__(num_workers, functools.partial(_make_small, make_agent), *args)
+    small = functools.partial(_make_small, parts.MAX_FRAMES_PER_EPISODE, make_agent)
+    super().__init__(num_workers, small, *args)
 
 
 @contextlib.contextmanager
 def small_torsos() -> Iterator[None]:
-  """Puts the small torso in place, here and in the workers of a run's evaluations."""
+  """Puts the small torso in place, here and in the workers of a run's evaluations.
+
+  There, episodes have the same limit as here.
+  """
   with (
     mock.patch.object(networks, 'nature_torso', small_torso),
     mock.patch.object(evaluation, 'Workers', _SmallWorkers),

@@ -174,17 +174,17 @@ def small(monkeypatch):
   demo._trained_policy.cache_clear()
 
 
-def test_a_trained_agents_play_is_what_it_does_frame_by_frame(small, checkpoint):
+def test_a_trained_agents_play_is_what_it_does_frame_by_frame(small, checkpoint, monkeypatch):
   config = demo.Config(
     environment_name='breakout', policy_checkpoint=checkpoint, sticky_action_probability=0.0
   )
   recording, rows = demo.play_episode(config, 2)
   assert recording.epsilon == 0 and recording.choices.all() and (rows.probs == 1).all()
   agent = trained_agent.restore(checkpoint, eval_epsilon=0.0).agent
-  actions, limit = [], 4 * len(rows.actions)
+  monkeypatch.setattr(parts, 'MAX_FRAMES_PER_EPISODE', 4 * len(rows.actions))
+  actions = []
   environment = atari_env.AtariEnv('breakout', sticky_action_probability=0.0, seed=9)
-  loop = parts.run_loop(agent, environment, limit)
-  for frame, (_, timestep, _, action) in enumerate(loop):
+  for frame, (_, timestep, _, action) in enumerate(parts.run_loop(agent, environment)):
     if timestep.last():
       break
     if frame % 4 == 0:
