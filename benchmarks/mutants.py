@@ -423,8 +423,6 @@ EDITS: dict[str, list[tuple[str, str, str]]] = {
      'online/run_atari_test.py::test_a_run_goes_on_where_it_was_stopped'),
     ('returns=self._returns.copy()', 'returns=np.zeros(2)',
      'online/run_atari_test.py::test_a_run_goes_on_where_it_was_stopped'),
-    ('first_row=int(num_rows[first])', 'first_row=0',
-     'online/run_atari_test.py::test_a_run_goes_on_where_it_was_stopped'),
     ('self._episode(ended=False) if self._actions else None', 'None',
      'online/run_atari_test.py::test_the_recording_is_what_was_played'),
   ],

@@ -215,13 +215,13 @@ def kill(monkeypatch, owner, name: str, call: int):
 
 
 def test_a_run_goes_on_where_it_was_stopped(undisturbed, tmp_path, monkeypatch):
-  """After a signal in the midst of an iteration and of an episode; after its end."""
+  """After a signal in an episode; after an iteration's end; after the replay has forgotten some."""
   settings = make_settings(tmp_path)
   learn, calls = learner.OnlineLearner.learn, []
 
   def interrupted(self, n):
     calls.append(n)
-    if len(calls) in (3, 16):
+    if len(calls) in (3, 26):
       os.kill(os.getpid(), signal.SIGTERM)
     return learn(self, n)
 
@@ -230,9 +230,13 @@ def test_a_run_goes_on_where_it_was_stopped(undisturbed, tmp_path, monkeypatch):
   assert len(calls) == 3 and not os.path.exists(settings['results_csv_path'])
   assert recorded.verify(recording(settings), 1)[1] == 100 + 4 * 15
   run({**settings, 'num_iterations': 2})
-  assert len(calls) == 16 and len(rows(settings)) == 1
-  run({**settings, 'num_iterations': 2})
-  assert len(rows(settings)) == 2
+  assert len(calls) == 20 and len(rows(settings)) == 2
+  run(settings)
+  assert len(calls) == 26 and len(rows(settings)) == 2
+  # An episode has ended in the third iteration, and the first one's rows are forgotten.
+  _, played = undisturbed
+  ends = np.flatnonzero([ended for *_, ended in played]) + 1
+  assert any(500 < end < 620 for end in ends) and ends[0] < 620 - settings['replay_capacity']
   run(settings)
   assert_as_undisturbed(settings, undisturbed)
 
