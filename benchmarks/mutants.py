@@ -428,8 +428,8 @@ EDITS: dict[str, list[tuple[str, str, str]]] = {
   ],
   'online/run_atari.py': [
     ("    results.write_atomically(recording, agent.recording(), f'.{RECORDING}.partial')\n"
-     '    run.save(agent, progress)',
-     "    run.save(agent, progress)\n"
+     '    run.save(agent.get_state(), progress)',
+     "    run.save(agent.get_state(), progress)\n"
      "    results.write_atomically(recording, agent.recording(), f'.{RECORDING}.partial')",
      'online/run_atari_test.py::test_a_kill'),
     ('dataclasses.replace(config, eval_epsilon=0.0)', 'config',
