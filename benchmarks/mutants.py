@@ -411,8 +411,6 @@ EDITS: dict[str, list[tuple[str, str, str]]] = {
      'online/growing_replay_test.py::test_all_transitions_are_those_of_a_slow_loop'),
     ('if len(self._firsts) > self._max_episodes', 'if False',
      'online/growing_replay_test.py::test_no_more_episodes_than_there_is_room_for'),
-    ('self._num_rows = self._oldest_row = first_row', 'self._num_rows = self._oldest_row = 0',
-     'online/growing_replay_test.py::test_a_replay_that_begins_later'),
   ],
   'online/learner.py': [
     ('self._draws[step] < self.epsilon', 'self._draws[step] > self.epsilon',

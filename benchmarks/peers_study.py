@@ -317,12 +317,12 @@ def main() -> None:
     for task in every:
       stop.check()
       log_path = task.run.directory / 'log.txt'
-      log = sweep._lock(log_path)
+      log = sweep.lock(log_path)
       if log is None:
         logging.info('%s is being run', task.run)
         continue
       with log:
-        if sweep._is_evaluated(task.run):
+        if sweep.is_evaluated(task.run):
           continue
         make_logs(task.run)
         logging.info('%s', task.run)

@@ -40,15 +40,7 @@ class GrowingReplay:
   piece. Frames are kept as they are, 7,056 bytes each.
   """
 
-  def __init__(
-    self,
-    capacity: int,
-    *,
-    n_step: int,
-    discount: float,
-    max_abs_reward: float | None,
-    first_row: int = 0,
-  ):
+  def __init__(self, capacity: int, *, n_step: int, discount: float, max_abs_reward: float | None):
     """Makes room for everything.
 
     Args:
@@ -56,8 +48,6 @@ class GrowingReplay:
       n_step: see `replay.ReplayData`.
       discount: see `replay.ReplayData`.
       max_abs_reward: see `replay.ReplayData`.
-      first_row: how many rows of a run came before those that are to be added; that of an episode's
-        first blank one.
 
     Raises:
       ValueError: there is too little memory.
@@ -69,7 +59,7 @@ class GrowingReplay:
       'discount': discount,
       'max_abs_reward': max_abs_reward,
     }
-    self._num_rows = self._oldest_row = first_row
+    self._num_rows = self._oldest_row = 0
     # Of each episode, oldest first: its first row after the blank ones, and the row after its last.
     self._firsts: collections.deque[int] = collections.deque()
     self._ends: collections.deque[int] = collections.deque()

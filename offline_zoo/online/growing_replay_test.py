@@ -12,9 +12,9 @@ from offline_zoo.online import growing_replay
 DISCOUNT = 0.9
 
 
-def make_replay(capacity: int, n_step: int, first_row: int = 0) -> growing_replay.GrowingReplay:
+def make_replay(capacity: int, n_step: int) -> growing_replay.GrowingReplay:
   return growing_replay.GrowingReplay(
-    capacity, n_step=n_step, discount=DISCOUNT, max_abs_reward=1.0, first_row=first_row
+    capacity, n_step=n_step, discount=DISCOUNT, max_abs_reward=1.0
   )
 
 
@@ -102,21 +102,19 @@ def test_no_more_episodes_than_there_is_room_for():
   check(target.data(), slow_transitions([(0, 0, 0.0, False), *last], 256, 1), 1, replay.gather)
 
 
-def test_a_replay_that_begins_later_holds_the_same_in_the_same_places():
+def test_a_replay_that_begins_later_gives_the_same_batches():
+  """A resumed run, which plays again only what is not forgotten, draws what it would have drawn."""
   rng = np.random.default_rng(0)
   whole, episodes = make_replay(200, 2), []
   for length in (100, 80, 90, 120):
     episodes.append((length, rng.bit_generator.state))
     write_episode(whole, rng, length, 0)
-  late = make_replay(200, 2, first_row=103 + 83)
+  late = make_replay(200, 2)
   for length, state in episodes[2:]:
     rng.bit_generator.state = state
     write_episode(late, rng, length, 0)
   one, other = whole.data(), late.data()
-  rows = replay.valid_rows(one)
-  np.testing.assert_array_equal(rows, replay.valid_rows(other))
-  assert len(rows) > 150
-  # A resumed run draws the same batches.
+  assert len(replay.valid_rows(one)) == len(replay.valid_rows(other)) > 150
   key = jax.random.PRNGKey(0)
   for a, b in zip(replay.sample(one, key, 32), replay.sample(other, key, 32), strict=True):
     np.testing.assert_array_equal(a, b)

@@ -142,9 +142,7 @@ class OnlineLearner:
     )
     forgotten = max(num_rows[-1] - self._replay_capacity, 0)
     first = int(np.searchsorted(num_rows, forgotten, side='right')) - 1
-    self._replay = growing_replay.GrowingReplay(
-      self._replay_capacity, first_row=int(num_rows[first]), **self._settings
-    )
+    self._replay = growing_replay.GrowingReplay(self._replay_capacity, **self._settings)
     played = recorded.play_again(
       path, self._header, episodes[first:], num_processes, self._rom_dir, first_number=first
     )

@@ -313,7 +313,7 @@ def progress_of(run: Run) -> Progress:
   return Progress(len(rows) // num_seeds, seconds)
 
 
-def _is_evaluated(run: Run) -> bool:
+def is_evaluated(run: Run) -> bool:
   """Whether the last evaluation is there, and is of what was learnt last."""
   expected = (run.agent, run.config.environment_name, str(run.config.seed), str(run.num_updates))
   try:
@@ -344,7 +344,7 @@ def next_step(run: Run) -> Step | None:
     if run.make is not None and not replay_dir.exists():
       return Step(run.make, replay_dir.with_name(f'{replay_dir.name}.log.txt'))
     return Step(run.words, log)
-  if run.num_eval_episodes and not _is_evaluated(run):
+  if run.num_eval_episodes and not is_evaluated(run):
     values = {
       'checkpoint_dir': run.directory / 'checkpoint', 'num_states': 0,
       'episodes': run.num_eval_episodes, 'csv_path': run.directory / 'evaluation.csv',
@@ -356,7 +356,7 @@ def next_step(run: Run) -> Step | None:
   return None
 
 
-def _lock(log: pathlib.Path) -> BinaryIO | None:
+def lock(log: pathlib.Path) -> BinaryIO | None:
   """Opens and locks a log until it is closed, here and in what writes it; None if it is locked."""
   log.parent.mkdir(parents=True, exist_ok=True)
   file = open(log, 'ab')  # noqa: SIM115
@@ -487,7 +487,7 @@ class Here:
   def start(self, run: Run) -> _Process | None:
     """Starts a run's next step."""
     step = next_step(run)
-    file = _lock(step.log) if step is not None else None
+    file = lock(step.log) if step is not None else None
     if step is None or file is None:
       return None
     if next_step(run) != step:  # another sweep has just done it
