@@ -6,11 +6,21 @@ import types
 import ale_py
 import chex
 import cv2
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from offline_zoo import checkpoints, parts, playing, replay, testing, trained_agent
+from benchmarks import peers_study
+from offline_zoo import (
+  checkpoints,
+  parts,
+  playing,
+  processors,
+  replay,
+  testing,
+  trained_agent,
+)
 from offline_zoo.dqn import run_atari
 from offline_zoo.studies import evaluate, runs
 
@@ -79,6 +89,25 @@ def test_episodes_are_a_function_of_seed_and_number(trained, tmp_path):
   assert returns.tolist() == alone and len({*alone}) > 1
   assert evaluate.play(trained, 4, 5, None).tolist() == alone[:4]
   assert evaluate.play(trained, 4, 6, None).tolist() != alone[:4]
+
+
+def test_other_libraries_play_the_same_episodes(run):
+  """What one of ours holds best, said as another library says it: the same returns."""
+  ours = trained_agent.restore(run / 'checkpoint', eval_epsilon=0.5)
+  greedy = trained_agent.restore(run / 'checkpoint', eval_epsilon=0.0).agent
+  params, key = greedy.get_state().online_params, jax.random.PRNGKey(0)
+  greedy_act = jax.jit(jax.vmap(lambda stack: greedy.act(params, key, stack)[1]))
+
+  def best_actions(stacks: bytes) -> list[int]:
+    frames = np.frombuffer(stacks, np.uint8).reshape(-1, 4, 84, 84)
+    return greedy_act(np.moveaxis(frames, 1, -1)).tolist()
+
+  def players(num_players: int) -> peers_study.Players:
+    processor = processors.AtariProcessor()
+    return peers_study.Players(best_actions, processor, ours.make_environment, num_players, 0.5)
+
+  returns = evaluate.play_in_groups(players, 5, seed=3)
+  assert returns.tolist() == evaluate.play(ours, 5, 3, None).tolist() and len({*returns}) > 1
 
 
 def until_last(loop):
