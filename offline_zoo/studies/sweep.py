@@ -68,6 +68,7 @@ from typing import Any, BinaryIO, NamedTuple, Protocol
 from absl import flags, logging
 
 from offline_zoo import atari_data, parts, program, results
+from offline_zoo.logs import bundled
 from offline_zoo.studies import evaluate
 
 _PACKAGE = pathlib.Path(__file__).parents[1]
@@ -273,6 +274,8 @@ def read(path: pathlib.Path) -> list[Run]:
         raise ValueError('there are two of this name')
       atari_data.game(data['environment_name'])
       _check_flags(data.get('flags', []))
+      if 'make' in data and data['replay_dir'] in bundled.NAMES:
+        raise ValueError(f'make: nothing, for {data["replay_dir"]} is made by the runs')
       runs[data['name']] = [
         _run(sweep, data, agent, seed) for seed in data['seeds'] for agent in data['agents']
       ]
@@ -808,7 +811,8 @@ def main(config: Config) -> None:
   every_run = read(path)
   for run in every_run:
     replay_dir = run.config.replay_dir
-    if run.make is None and not os.path.isdir(replay_dir):
+    is_missing = replay_dir not in bundled.NAMES and not os.path.isdir(replay_dir)
+    if run.make is None and is_missing:
       raise ValueError(f'{path}: data {run.data!r}: there are no logs at {replay_dir}, and no make')
   if config.slurm_path is not None:
     results.write_atomically(pathlib.Path(config.slurm_path), slurm_script(path, every_run))
