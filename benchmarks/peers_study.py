@@ -84,7 +84,7 @@ from offline_zoo import (
   results,
 )
 from offline_zoo.logs import bundled
-from offline_zoo.studies import evaluate, sweep
+from offline_zoo.studies import evaluate, plan
 
 ALGORITHMS = {'tianshou': ('cql', 'bcq', 'bc', 'crr'), 'd3rlpy': ('cql', 'bcq')}
 VALUES = ('defaults', 'laptop')
@@ -114,7 +114,7 @@ class Task:
       the library's own.
   """
 
-  run: sweep.Run
+  run: plan.Run
   library: str
   python: str
   algorithm: str
@@ -131,14 +131,14 @@ def laptop_values(agent: str) -> dict[str, Any]:
 
 
 def tasks(
-  runs: Sequence[sweep.Run], peers: dict[str, str], algorithms: Sequence[str], values: Sequence[str]
+  runs: Sequence[plan.Run], peers: dict[str, str], algorithms: Sequence[str], values: Sequence[str]
 ) -> list[Task]:
   """Lists what is to be run on the logs and with the seeds of our runs.
 
   Raises:
     ValueError: runs learn from a part of the logs, or there is no last evaluation.
   """
-  firsts: dict[tuple[str, int], sweep.Run] = {}  # of our agents', which have this in common
+  firsts: dict[tuple[str, int], plan.Run] = {}  # of our agents', which have this in common
   for run in runs:
     firsts.setdefault((run.data, run.config.seed), run)
     if chosen := [name for name in PARTS if getattr(run.config, name) is not None]:
@@ -146,7 +146,7 @@ def tasks(
     if not run.num_eval_episodes:
       raise ValueError('no evaluate; expected a number of episodes')
 
-  def task(run: sweep.Run, library: str, algorithm: str, name: str) -> Task:
+  def task(run: plan.Run, library: str, algorithm: str, name: str) -> Task:
     agent = f'{library}_{algorithm}_{name}'
     path = run.directory.parents[1] / agent / str(run.config.seed) / 'results.csv'
     config = dataclasses.replace(run.config, results_csv_path=str(path))
@@ -284,7 +284,7 @@ def learn(task: Task, stop: parts.StopSignal, log: IO[Any]) -> np.ndarray:
   return returns
 
 
-def make_logs(run: sweep.Run) -> None:
+def make_logs(run: plan.Run) -> None:
   """Makes a run's logs as the sweep does, if they are missing."""
   if run.make is not None and not pathlib.Path(run.config.replay_dir).exists():
     module, *words = run.make
@@ -310,7 +310,7 @@ def main() -> None:
   logging.set_verbosity(logging.INFO)
   jax.config.update('jax_numpy_rank_promotion', 'raise')
   try:
-    every = tasks(sweep.read(args.path), peers, args.algorithms, args.values)
+    every = tasks(plan.read(args.path), peers, args.algorithms, args.values)
   except (OSError, ValueError) as error:
     parser.error(str(error))
 
@@ -319,12 +319,12 @@ def main() -> None:
     for task in every:
       stop.check()
       log_path = task.run.directory / 'log.txt'
-      log = sweep.lock(log_path)
+      log = plan.lock(log_path)
       if log is None:
         logging.info('%s is being run', task.run)
         continue
       with log:
-        if sweep.is_evaluated(task.run):
+        if plan.is_evaluated(task.run):
           continue
         make_logs(task.run)
         logging.info('%s', task.run)

@@ -404,9 +404,9 @@ def paths_of_sweep(path: pathlib.Path) -> tuple[list[pathlib.Path], set[str]]:
     ValueError: the file does not describe a sweep, or none of its runs has left any.
     OSError: it cannot be read.
   """
-  from offline_zoo.studies import sweep  # imports every agent, which takes seconds
+  from offline_zoo.studies import plan  # imports every agent, which takes seconds
 
-  every_run = sweep.read(path)
+  every_run = plan.read(path)
   csv_paths = {str(run): run.directory / 'results.csv' for run in every_run}
   missing = [name for name, csv_path in csv_paths.items() if not csv_path.is_file()]
   if len(missing) == len(every_run):

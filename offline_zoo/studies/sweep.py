@@ -44,13 +44,9 @@ and with Slurm each run is a task of an array, whose script is written by
 """
 
 import collections
-import csv
 import dataclasses
 import datetime
-import fcntl
-import functools
 import heapq
-import importlib
 import os
 import pathlib
 import re
@@ -61,25 +57,19 @@ import subprocess
 import sys
 import tempfile
 import time
-import tomllib
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, BinaryIO, NamedTuple, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, BinaryIO, Protocol
 
-from absl import flags, logging
+from absl import logging
 
-from offline_zoo import atari_data, parts, program, results
+from offline_zoo import parts, program, results
 from offline_zoo.logs import bundled
-from offline_zoo.studies import evaluate
+from offline_zoo.studies import plan
 
-_PACKAGE = pathlib.Path(__file__).parents[1]
 _PATIENCE = 0.2  # seconds until it is looked again whether something has ended
 _REDRAWN_EVERY = 5.0  # seconds, on a terminal
 _MAX_TAIL_BYTES = 2**16  # of a log, to look for an error in
 _JAX_MEMORY_FRACTION = 0.75  # of a GPU, as JAX's processes claim it
-# Programs whose logs appear when they are complete; a download's do not.
-_LOG_MAKERS = ('logs.demo', 'logs.recorded')
-# Flags of a run that the sweep gives.
-_GIVEN = ('environment_name', 'replay_dir', 'seed', 'results_csv_path', 'checkpoint_dir')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,279 +109,13 @@ class Config:
     program.check(self, 'num_parallel', good, f'at most {num_cores}, the number of cores')
 
 
-# What is to be run.
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-  """One agent's learning on one of the data sets with one seed.
-
-  Attributes:
-    data: the name of the data set.
-    agent: the name of its directory.
-    config: the agent's Config.
-    words: its program and flags.
-    make: the program, and its flags, that makes the logs if they are missing; None: they are there.
-    num_eval_episodes: of the last evaluation; 0: there is none.
-  """
-
-  data: str
-  agent: str
-  config: Any
-  words: tuple[str, ...]
-  make: tuple[str, ...] | None
-  num_eval_episodes: int
-
-  def __str__(self) -> str:
-    return f'{self.data}/{self.agent}/{self.config.seed}'
-
-  @property
-  def directory(self) -> pathlib.Path:
-    """Names where its results are."""
-    return pathlib.Path(self.config.results_csv_path).parent
-
-  @property
-  def num_updates(self) -> int:
-    """Counts the updates of all its iterations."""
-    return self.config.num_iterations * self.config.num_updates_per_iteration
-
-
-_STRINGS = 'a list of strings'
-_KEYS = {
-  'directory': 'a string', 'agents': _STRINGS, 'seeds': 'a list of integers', 'flags': _STRINGS,
-  'flagfile': 'a string', 'evaluate': 'a number of episodes', 'data': 'a list of tables',
-}  # fmt: skip
-_DATA_KEYS = {
-  'name': 'a string', 'environment_name': 'a string', 'replay_dir': 'a string', 'make': _STRINGS,
-  'flags': _STRINGS, 'agents': _STRINGS, 'seeds': 'a list of integers',
-}  # fmt: skip
-
-
-def _check_table(table: dict[str, Any], keys: Mapping[str, str], needed: Sequence[str]) -> None:
-  """Checks that a table of the file has these keys alone, with values of these kinds."""
-
-  def are(kind: type, value: Any) -> bool:
-    return type(value) is list and bool(value) and all(type(item) is kind for item in value)
-
-  is_a: dict[str, Callable[[Any], bool]] = {
-    'a string': lambda value: type(value) is str and bool(value),
-    'a number of episodes': lambda value: type(value) is int and value > 0,
-    _STRINGS: functools.partial(are, str),
-    'a list of integers': functools.partial(are, int),
-    'a list of tables': functools.partial(are, dict),
-  }
-  for name, value in table.items():
-    if name not in keys:
-      raise ValueError(f'unknown key {name!r}; there are {", ".join(keys)}')
-    if not is_a[keys[name]](value):
-      raise ValueError(f'{name} = {value!r}: expected {keys[name]}')
-    if name in ('agents', 'seeds') and len({*value}) < len(value):
-      raise ValueError(f'{name} = {value!r}: one is there twice')
-  for name in needed:
-    if name not in table:
-      raise ValueError(f'no {name}; expected {keys[name]}')
-
-
-def _check_flags(words: Sequence[str]) -> None:
-  for word in words:
-    if not re.match(r'--?\w', word):
-      raise ValueError(f'flags: expected such as --name=value, got {word!r}')
-    if (name := word.lstrip('-').partition('=')[0]) in _GIVEN:
-      raise ValueError(f'flags: the sweep itself gives --{name}')
-
-
-def _make_words(words: Sequence[str], given: Mapping[str, str]) -> tuple[str, ...]:
-  """Checks a program that makes logs, and gives it those of the flags that it has."""
-  name, *rest = words
-  if name not in _LOG_MAKERS:
-    raise ValueError(f'make: expected {" or ".join(_LOG_MAKERS)} and its flags, got {name!r}')
-  flag_values = flags.FlagValues()
-  config_class = importlib.import_module(f'offline_zoo.{name}').Config
-  program.define_flags(config_class, flag_values=flag_values)
-  _check_flags([word for word in rest if word.startswith('-')])
-  try:
-    flag_values([name, *rest])
-  except flags.Error as error:
-    raise ValueError(f'make: {error}') from error
-  return name, *rest, *(f'--{k}={v}' for k, v in given.items() if k in flag_values)
-
-
-def _run(sweep: dict[str, Any], data: dict[str, Any], agent: str, seed: int) -> Run:
-  """Makes one run of the file's tables; checks its flags."""
-  if not (_PACKAGE / agent / 'agent.py').is_file():
-    agents = ', '.join(sorted(path.parent.name for path in _PACKAGE.glob('*/agent.py')))
-    raise ValueError(f'unknown agent {agent!r}; there are {agents}')
-  directory = pathlib.Path(sweep['directory'], data['name'], agent, str(seed))
-  given = {name: data[name] for name in ('environment_name', 'replay_dir')}
-  words = [
-    *([f'--flagfile={_PACKAGE / agent / sweep["flagfile"]}'] if 'flagfile' in sweep else []),
-    *sweep.get('flags', []), *data.get('flags', []), *(f'--{k}={v}' for k, v in given.items()),
-    f'--seed={seed}', f'--results_csv_path={directory / "results.csv"}',
-  ]  # fmt: skip
-  module = f'{agent}.run_atari'
-  config_class = importlib.import_module(f'offline_zoo.{module}').Config
-  try:
-    config = program.parse_config(config_class, shlex.join(words))
-  except ValueError as error:
-    raise ValueError(f'{agent}: {error}') from error
-  if 'evaluate' in sweep and config.num_seeds > 1:
-    raise ValueError(f'{agent}: evaluate is of runs of one seed, not of --num_seeds')
-  make = _make_words(data['make'], given) if 'make' in data else None
-  return Run(data['name'], agent, config, (module, *words), make, sweep.get('evaluate', 0))
-
-
-def read(path: pathlib.Path) -> list[Run]:
-  """Reads what a file says is to be run, and checks all of it but that there are logs.
-
-  Returns:
-    The runs, in the file's order: data by data, seed by seed, agent by agent.
-
-  Raises:
-    ValueError: the file is not as the module's documentation says, or a program has no such flag.
-    OSError: it cannot be read.
-  """
-  with open(path, 'rb') as file:
-    try:
-      sweep = tomllib.load(file)
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-      raise ValueError(f'{path}: not TOML: {error}') from error
-  runs: dict[str, list[Run]] = {}
-  place = str(path)
-  try:
-    _check_table(sweep, _KEYS, ('directory', 'data'))
-    _check_flags(sweep.get('flags', []))
-    for number, data in enumerate(sweep['data'], start=1):
-      place = f'{path}: data {number}'
-      defaults = {name: sweep[name] for name in ('agents', 'seeds') if name in sweep}
-      _check_table(
-        defaults | data, _DATA_KEYS, [k for k in _DATA_KEYS if k not in ('make', 'flags')]
-      )
-      data = defaults | data
-      place = f'{path}: data {data["name"]!r}'
-      if not re.fullmatch(r'\w[\w.-]*', data['name']):
-        raise ValueError('expected a name of letters, digits and _.-, as it names a directory')
-      if data['name'] in runs:
-        raise ValueError('there are two of this name')
-      atari_data.game(data['environment_name'])
-      _check_flags(data.get('flags', []))
-      if 'make' in data and data['replay_dir'] in bundled.NAMES:
-        raise ValueError(f'make: nothing, for {data["replay_dir"]} is made by the runs')
-      runs[data['name']] = [
-        _run(sweep, data, agent, seed) for seed in data['seeds'] for agent in data['agents']
-      ]
-  except ValueError as error:
-    raise ValueError(f'{place}: {error}') from error
-  return [run for of_data in runs.values() for run in of_data]
-
-
-# How far a run is, and what comes next: told by its files, whoever runs it.
-
-
-class Progress(NamedTuple):
-  """How far a run is.
-
-  Attributes:
-    iterations: that are finished.
-    seconds: wall time that they took.
-  """
-
-  iterations: int
-  seconds: float
-
-
-def progress_of(run: Run) -> Progress:
-  """Finds how far a run is."""
-  try:
-    seconds = 0.0
-    rows = results.read_rows(run.config, run.agent)
-    num_seeds = run.config.num_seeds
-    for first in range(0, len(rows), num_seeds):  # of an iteration
-      learning = run.config.num_updates_per_iteration / float(rows[first]['updates_per_second'])
-      of_seeds = rows[first : first + num_seeds]
-      evaluating = sum(float(row['seconds']) - learning for row in of_seeds)
-      beside = run.config.num_eval_workers != 0  # evaluation goes on beside learning
-      seconds += max(learning, evaluating) if beside else learning + evaluating
-  except (KeyError, TypeError, ValueError, ZeroDivisionError):  # the run itself says what it is
-    return Progress(0, 0.0)
-  return Progress(len(rows) // num_seeds, seconds)
-
-
-def is_evaluated(run: Run) -> bool:
-  """Whether the last evaluation is there, and is of what was learnt last."""
-  expected = (run.agent, run.config.environment_name, str(run.config.seed), str(run.num_updates))
-  try:
-    with open(run.directory / 'evaluation.csv', newline='') as file:
-      header, *rows = csv.reader(file)
-  except (OSError, ValueError):
-    return False
-  return (
-    tuple(header) == evaluate.EPISODE_COLUMNS
-    and len(rows) == run.num_eval_episodes
-    and all(tuple(row[:4]) == expected for row in rows)
-  )
-
-
-class Step(NamedTuple):
-  """A program to run, and the log that it writes, which is locked meanwhile."""
-
-  words: tuple[str, ...]
-  log: pathlib.Path
-
-
-def next_step(run: Run) -> Step | None:
-  """Finds what is to be done next for a run; None if it is finished."""
-  log = run.directory / 'log.txt'
-  config = run.config
-  if progress_of(run).iterations < config.num_iterations:
-    replay_dir = pathlib.Path(config.replay_dir)
-    if run.make is not None and not replay_dir.exists():
-      return Step(run.make, replay_dir.with_name(f'{replay_dir.name}.log.txt'))
-    return Step(run.words, log)
-  if run.num_eval_episodes and not is_evaluated(run):
-    values = {
-      'checkpoint_dir': run.directory / 'checkpoint', 'num_states': 0,
-      'episodes': run.num_eval_episodes, 'csv_path': run.directory / 'evaluation.csv',
-      'jax_platform_name': config.jax_platform_name,
-      'compilation_cache_dir': config.compilation_cache_dir,
-    }  # fmt: skip
-    words = [f'--{name}={value}' for name, value in values.items() if value is not None]
-    return Step(('studies.evaluate', *words), log)
-  return None
-
-
-def lock(log: pathlib.Path) -> BinaryIO | None:
-  """Opens and locks a log until it is closed, here and in what writes it; None if it is locked."""
-  log.parent.mkdir(parents=True, exist_ok=True)
-  file = open(log, 'ab')  # noqa: SIM115
-  try:
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except BlockingIOError:
-    file.close()
-    return None
-  except OSError as error:
-    file.close()
-    raise OSError(error.errno, error.strerror, str(log)) from error
-  return file
-
-
-def _is_locked(log: pathlib.Path) -> bool:
-  try:
-    with open(log, 'rb') as file:
-      fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-  except BlockingIOError:
-    return True
-  except FileNotFoundError:
-    pass
-  return False
-
-
 # Running it.
 
 
 class Attempt(Protocol):
   """A run, or the next step of it, that has been started."""
 
-  run: Run
+  run: plan.Run
 
   def error(self) -> str | None:
     """Says why it failed, '' if it ended well; None while it runs."""
@@ -405,7 +129,7 @@ class Executor(Protocol):
   def has_room(self) -> bool:
     """Whether it takes one more."""
 
-  def start(self, run: Run) -> Attempt | None:
+  def start(self, run: plan.Run) -> Attempt | None:
     """Starts a run, or its next step; None if another sweep is at it."""
 
 
@@ -420,7 +144,7 @@ class _Process:
   """A step of a run, in a process on some cores."""
 
   def __init__(
-    self, run: Run, step: Step, file: BinaryIO, cores: Sequence[int], niceness: int, env
+    self, run: plan.Run, step: plan.Step, file: BinaryIO, cores: Sequence[int], niceness: int, env
   ):
     self.run, self.cores = run, cores
     self._step, self.file, self._start = step, file, file.tell()
@@ -442,7 +166,7 @@ class _Process:
     if code < 0:
       return f'killed by {signal.Signals(-code).name}'
     if code == 0:
-      return '' if next_step(self.run) != self._step else 'ended before it was finished'
+      return '' if plan.next_step(self.run) != self._step else 'ended before it was finished'
     with open(self._step.log, 'rb') as file:
       size = file.seek(0, os.SEEK_END)
       file.seek(max(self._start, size - _MAX_TAIL_BYTES))
@@ -487,13 +211,13 @@ class Here:
       self._free.append(attempt.cores)
     return bool(self._free)
 
-  def start(self, run: Run) -> _Process | None:
+  def start(self, run: plan.Run) -> _Process | None:
     """Starts a run's next step."""
-    step = next_step(run)
-    file = lock(step.log) if step is not None else None
+    step = plan.next_step(run)
+    file = plan.lock(step.log) if step is not None else None
     if step is None or file is None:
       return None
-    if next_step(run) != step:  # another sweep has just done it
+    if plan.next_step(run) != step:  # another sweep has just done it
       file.close()
       return None
     self._started.append(_Process(run, step, file, self._free.pop(0), self._niceness, self._env))
@@ -501,11 +225,11 @@ class Here:
 
 
 def run_all(
-  runs: Sequence[Run],
+  runs: Sequence[plan.Run],
   executor: Executor,
   num_retries: int,
   display: 'Display',
-) -> tuple[dict[Run, str], bool]:
+) -> tuple[dict[plan.Run, str], bool]:
   """Runs what is not finished until all is, or a signal comes.
 
   Args:
@@ -517,10 +241,10 @@ def run_all(
   Returns:
     The runs that failed, with the reason; and whether a signal has come.
   """
-  waiting = [run for run in runs if next_step(run) is not None]
+  waiting = [run for run in runs if plan.next_step(run) is not None]
   running: list[Attempt] = []
-  num_failures: collections.Counter[Run] = collections.Counter()
-  failed: dict[Run, str] = {}
+  num_failures: collections.Counter[plan.Run] = collections.Counter()
+  failed: dict[plan.Run, str] = {}
   with parts.StopSignal() as stop, executor:
     while waiting or running:
       stop.check()
@@ -543,7 +267,7 @@ def run_all(
       for run in list(waiting):
         if not executor.has_room():
           break
-        if next_step(run) is None:
+        if plan.next_step(run) is None:
           waiting.remove(run)
           display.say(f'{run} is finished')
         elif started := executor.start(run):
@@ -581,7 +305,7 @@ def _task(words: list[str], directory: str, memory_fraction: float) -> str:
 class _OnRay:
   """A run that Ray was given."""
 
-  def __init__(self, run: Run, ray: Any, reference: Any):
+  def __init__(self, run: plan.Run, ray: Any, reference: Any):
     self.run, self._ray, self.reference = run, ray, reference
 
   def error(self) -> str | None:
@@ -599,7 +323,7 @@ class Ray:
 
   _PATIENCE = 60.0  # seconds for what is stopped to save
 
-  def __init__(self, path: pathlib.Path, runs: Sequence[Run], config: Config):
+  def __init__(self, path: pathlib.Path, runs: Sequence[plan.Run], config: Config):
     """Joins the cluster.
 
     Args:
@@ -641,7 +365,7 @@ class Ray:
     """Says yes: what it cannot run yet, Ray keeps."""
     return True
 
-  def start(self, run: Run) -> _OnRay:
+  def start(self, run: plan.Run) -> _OnRay:
     """Gives Ray a run."""
     words = ['offline_zoo.studies.sweep', str(self._path), '--num_retries=0']
     words.append(f'--index={self._runs.index(run)}')
@@ -652,13 +376,13 @@ class Ray:
 # Slurm.
 
 
-def slurm_script(path: pathlib.Path, runs: Sequence[Run]) -> str:
+def slurm_script(path: pathlib.Path, runs: Sequence[plan.Run]) -> str:
   """Writes a script for sbatch, of which each task is one of the runs that are not finished.
 
   Raises:
     ValueError: all are.
   """
-  left = [str(i) for i, run in enumerate(runs) if next_step(run) is not None]
+  left = [str(i) for i, run in enumerate(runs) if plan.next_step(run) is not None]
   if not left:
     raise ValueError(f'{path}: all runs are finished')
   command = shlex.join([sys.executable, '-m', 'offline_zoo.studies.sweep', str(path)])
@@ -680,33 +404,7 @@ exec {command} --index="$SLURM_ARRAY_TASK_ID"
 # What is shown.
 
 
-class Status(NamedTuple):
-  """What becomes of a run.
-
-  Attributes:
-    state: done, running, waiting or failed.
-    progress: how far it is.
-  """
-
-  state: str
-  progress: Progress
-
-
-def statuses(runs: Sequence[Run], failed: Mapping[Run, str]) -> dict[Run, Status]:
-  """Finds how it is with each run, wherever it runs."""
-  found, logs = {}, set()
-  for run in runs:
-    step = next_step(run)
-    state = 'done' if step is None else 'failed' if run in failed else 'waiting'
-    # Of those that wait for logs, one makes them.
-    if step is not None and step.log not in logs and _is_locked(step.log):
-      logs.add(step.log)
-      state = 'running'
-    found[run] = Status(state, progress_of(run))
-  return found
-
-
-def seconds_left(of_runs: Mapping[Run, Status]) -> float | None:
+def seconds_left(of_runs: Mapping[plan.Run, plan.Status]) -> float | None:
   """Reckons how long it takes until all is learnt; None if no iteration has been measured yet.
 
   The updates that are left take as long as the agent's have taken so far, evaluation included; an
@@ -730,10 +428,10 @@ def seconds_left(of_runs: Mapping[Run, Status]) -> float | None:
   return max(ends)
 
 
-def table(of_runs: Mapping[Run, Status], now: datetime.datetime) -> str:
+def table(of_runs: Mapping[plan.Run, plan.Status], now: datetime.datetime) -> str:
   """Makes a table of agents and data, a word a seed, and a line that says when all is done."""
 
-  def word(run: Run, status: Status) -> str:
+  def word(run: plan.Run, status: plan.Status) -> str:
     if status.state == 'running':
       return f'{status.progress.iterations}/{run.config.num_iterations}'
     return '-' if status.state == 'waiting' else status.state
@@ -769,7 +467,7 @@ def table(of_runs: Mapping[Run, Status], now: datetime.datetime) -> str:
 class Display:
   """Shows the table, drawn anew on a terminal, now and then elsewhere."""
 
-  def __init__(self, runs: Sequence[Run], minutes: float):
+  def __init__(self, runs: Sequence[plan.Run], minutes: float):
     """Shows nothing yet; `minutes` go by between two tables that are not on a terminal."""
     self._runs = runs
     self._is_terminal = sys.stdout.isatty()
@@ -777,14 +475,14 @@ class Display:
     self._due = 0.0
     self._num_lines = 0  # of the table that is on the terminal
 
-  def update(self, failed: Mapping[Run, str]) -> None:
+  def update(self, failed: Mapping[plan.Run, str]) -> None:
     """Shows the table if it is time; `failed` has what has failed for good."""
     if time.monotonic() >= self._due:
       self.show(failed)
 
-  def show(self, failed: Mapping[Run, str]) -> None:
+  def show(self, failed: Mapping[plan.Run, str]) -> None:
     """Shows the table."""
-    lines = table(statuses(self._runs, failed), datetime.datetime.now()).splitlines()
+    lines = table(plan.statuses(self._runs, failed), datetime.datetime.now()).splitlines()
     self._erase()
     if self._is_terminal:
       width = shutil.get_terminal_size().columns
@@ -808,7 +506,7 @@ class Display:
 
 def main(config: Config) -> None:
   path = pathlib.Path(config.paths[0])
-  every_run = read(path)
+  every_run = plan.read(path)
   for run in every_run:
     replay_dir = run.config.replay_dir
     is_missing = replay_dir not in bundled.NAMES and not os.path.isdir(replay_dir)

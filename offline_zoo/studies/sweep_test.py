@@ -1,4 +1,4 @@
-"""Tests for sweep.py.
+"""Tests for plan.py and sweep.py.
 
 Most run stand-ins for the programs that a sweep starts, which take no time: `python -m` finds them
 first where the sweep is started, in a package `offline_zoo` that has all else from the real one.
@@ -22,8 +22,8 @@ from multiprocessing import forkserver
 import pytest
 
 from offline_zoo import program, results, testing
-from offline_zoo.studies import evaluate, runs, sweep
-from offline_zoo.studies.sweep import Progress, Status
+from offline_zoo.studies import evaluate, plan, runs, sweep
+from offline_zoo.studies.plan import Progress, Status
 
 PACKAGE = pathlib.Path(sweep.__file__).parents[1]
 NUM_PARALLEL = min(2, len(os.sched_getaffinity(0)))
@@ -156,10 +156,10 @@ def place(tmp_path, monkeypatch) -> pathlib.Path:
   return tmp_path
 
 
-def described(place: pathlib.Path, text: str = FILE) -> list[sweep.Run]:
+def described(place: pathlib.Path, text: str = FILE) -> list[plan.Run]:
   """Writes sweep.toml; returns its runs, whose stand-ins know whose config.json to write."""
   (place / 'sweep.toml').write_text(text)
-  found = sweep.read(place / 'sweep.toml')
+  found = plan.read(place / 'sweep.toml')
   for run in found:
     identity = {'agent': run.agent, 'flags': results._flag_values(run.config), 'sessions': []}
     (place / 'identities' / str(run).replace('/', '-')).write_text(json.dumps(identity))
@@ -189,12 +189,12 @@ def run_all(chosen, num_retries=2, niceness=0, num_parallel=NUM_PARALLEL) -> lis
   return told.lines
 
 
-def starts(run: sweep.Run) -> list[list]:
+def starts(run: plan.Run) -> list[list]:
   path = run.directory / 'starts'
   return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def returns(run: sweep.Run) -> list[float]:
+def returns(run: plan.Run) -> list[float]:
   with open(run.directory / 'results.csv', newline='') as file:
     return [float(row['eval_episode_return']) for row in csv.DictReader(file)]
 
@@ -216,7 +216,7 @@ def test_what_a_file_describes(place):
     agents = ['cql']
     seeds = [7]
   """)
-  found = sweep.read(place / 'sweep.toml')
+  found = plan.read(place / 'sweep.toml')
   assert [str(run) for run in found] == [
     'noise/dqn/1', 'noise/bc/1', 'noise/dqn/2', 'noise/bc/2', 'demo/cql/7',
   ]  # fmt: skip
@@ -303,7 +303,7 @@ def test_what_is_finished_never_runs_again(place, capsys):
   run_all(longer[:1])
   assert len(starts(found[0])) == 2 and returns(found[0])[-1] == 36
   others = described(place, FILE.replace('per_iteration=4', 'per_iteration=5'))
-  assert sweep.progress_of(others[1]).iterations == 0
+  assert plan.progress_of(others[1]).iterations == 0
 
 
 def test_who_fails_is_tried_again_and_does_not_stop_the_others(place):
@@ -403,7 +403,7 @@ def test_sigkill_at_random_moments(place):
   def num_starts() -> int:
     return sum(len(starts(run)) for run in found)
 
-  while num_kills < 6 and any(map(sweep.next_step, found)):
+  while num_kills < 6 and any(map(plan.next_step, found)):
     before = num_starts()
     process = start_sweep(place)
     wait_for(lambda before=before: num_starts() > before)
@@ -444,7 +444,7 @@ def test_two_sweeps_share_a_directory(place):
   found = described(place, FILE.replace('iterations=5', 'iterations=20'))
   process = start_sweep(place)
   wait_for(lambda: (found[0].directory / 'results.csv').exists())
-  assert sweep.statuses(found, {})[found[0]].state == 'running'
+  assert plan.statuses(found, {})[found[0]].state == 'running'
   run_all(found)
   process.join(120)
   assert process.exitcode == 0
@@ -485,15 +485,15 @@ def test_time_is_of_what_goes_on_at_a_time(place):
   """Rows of 4 updates at 4 a second, 3 s with evaluation: 1 s of learning, 2 s of evaluating."""
   found = described(place)
   run_all(found[:1])
-  assert sweep.progress_of(found[0]) == Progress(5, 15.0)
+  assert plan.progress_of(found[0]) == Progress(5, 15.0)
   beside = described(place, FILE.replace('workers=0', 'workers=1'))
-  assert sweep.progress_of(beside[0]) == Progress(5, 10.0)
+  assert plan.progress_of(beside[0]) == Progress(5, 10.0)
   # Of five seeds, a second of learning and ten of evaluating an iteration.
   several = described(place, FILE.replace('workers=0', "workers=0', '--num_seeds=5"))
   (found[0].directory / 'config.json').write_text(
     (found[0].directory / 'config.json').read_text().replace('"num_seeds": 1', '"num_seeds": 5')
   )
-  assert sweep.progress_of(several[0]) == Progress(1, 11.0)
+  assert plan.progress_of(several[0]) == Progress(1, 11.0)
 
 
 def test_damaged_results_do_not_end_the_sweep(place):
@@ -503,11 +503,11 @@ def test_damaged_results_do_not_end_the_sweep(place):
   text = path.read_text()
   for damaged in ('', text.replace('4.0', 'x'), text.replace('4.0', '0.0'), '\0', 'a,b\n1'):
     path.write_text(damaged)
-    assert sweep.progress_of(found[0]) == Progress(0, 0.0)
+    assert plan.progress_of(found[0]) == Progress(0, 0.0)
   path.write_text(text)
   for damaged in ('[]', '{"agent": "dqn"}', '{"agent": "dqn", "flags": []}', '{'):
     (found[0].directory / 'config.json').write_text(damaged)
-    assert sweep.progress_of(found[0]) == Progress(0, 0.0)
+    assert plan.progress_of(found[0]) == Progress(0, 0.0)
 
 
 def test_the_table_is_drawn_anew_on_a_terminal(place, capsys, monkeypatch):
@@ -596,12 +596,12 @@ def test_a_real_sweep_killed_gives_what_an_undisturbed_run_gives(tmp_path, monke
     replay_dir = 'logs'
     """
   (tmp_path / 'sweep.toml').write_text(text)
-  killed, undisturbed = sweep.read(tmp_path / 'sweep.toml')
+  killed, undisturbed = plan.read(tmp_path / 'sweep.toml')
   process = start_sweep(tmp_path, num_parallel=1)
   wait_for(lambda: (killed.directory / 'results.csv').exists())
   process.kill()
   process.join()
-  assert sweep.progress_of(killed).iterations < 3 and not undisturbed.directory.exists()
+  assert plan.progress_of(killed).iterations < 3 and not undisturbed.directory.exists()
   # What was learnt until the kill may yet be being saved: the other then comes first.
   assert sorted(run_all([killed, undisturbed], num_parallel=1)) == [
     'killed/dqn/3 is finished', 'undisturbed/dqn/3 is finished',
@@ -618,8 +618,8 @@ def test_a_real_sweep_killed_gives_what_an_undisturbed_run_gives(tmp_path, monke
   assert tables[0] == tables[1] and len(tables[0]) == 3
   # The last step of a sweep that says `evaluate = 2`.
   evaluated = dataclasses.replace(killed, num_eval_episodes=2)
-  ((module, *words), _) = sweep.next_step(evaluated)
+  ((module, *words), _) = plan.next_step(evaluated)
   assert module == 'studies.evaluate'
   with testing.small_torsos():
     evaluate.main(program.parse_config(evaluate.Config, shlex.join(words)))
-  assert sweep.next_step(evaluated) is None
+  assert plan.next_step(evaluated) is None
