@@ -284,8 +284,8 @@ def learn(task: Task, stop: parts.StopSignal, log: IO[Any]) -> np.ndarray:
 
 def make_logs(run: plan.Run) -> None:
   """Makes a run's logs as the sweep does, if they are missing."""
-  if run.missing_logs is not None:
-    module, *words = run.missing_logs
+  if (make := run.missing_logs) is not None:
+    module, *words = make
     subprocess.run([sys.executable, '-m', f'offline_zoo.{module}', *words], check=True)
 
 

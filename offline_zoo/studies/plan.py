@@ -254,9 +254,9 @@ def next_step(run: Run) -> Step | None:
   log = run.directory / 'log.txt'
   config = run.config
   if progress_of(run).iterations < config.num_iterations:
-    if run.missing_logs is not None:
+    if (make := run.missing_logs) is not None:
       replay_dir = pathlib.Path(config.replay_dir)
-      return Step(run.missing_logs, replay_dir.with_name(f'{replay_dir.name}.log.txt'))
+      return Step(make, replay_dir.with_name(f'{replay_dir.name}.log.txt'))
     return Step(run.words, log)
   if run.num_eval_episodes and not is_evaluated(run):
     values = {
