@@ -455,8 +455,8 @@ EDITS: dict[str, list[tuple[str, str, str]]] = {
      'studies/sweep_test.py::test_what_is_finished_never_runs_again'),
     ('    and all(tuple(row[:4]) == expected for row in rows)\n', '',
      'studies/sweep_test.py::test_logs_are_made_once_and_what_was_learnt_is_evaluated_once'),
-    ('and not replay_dir.exists()', '', 'studies/sweep_test.py::test_logs_are_made_once'
-     '_and_what_was_learnt_is_evaluated_once'),
+    ('None if pathlib.Path(self.config.replay_dir).exists() else self.make', 'self.make',
+     'studies/sweep_test.py::test_logs_are_made_once_and_what_was_learnt_is_evaluated_once'),
     ('  except BlockingIOError:\n    file.close()\n    return None\n',
      '  except BlockingIOError:\n    pass\n',
      'studies/sweep_test.py::test_two_sweeps_share_a_directory'),

@@ -286,8 +286,8 @@ def learn(task: Task, stop: parts.StopSignal, log: IO[Any]) -> np.ndarray:
 
 def make_logs(run: plan.Run) -> None:
   """Makes a run's logs as the sweep does, if they are missing."""
-  if run.make is not None and not pathlib.Path(run.config.replay_dir).exists():
-    module, *words = run.make
+  if (make := run.missing_logs) is not None:
+    module, *words = make
     subprocess.run([sys.executable, '-m', f'offline_zoo.{module}', *words], check=True)
 
 

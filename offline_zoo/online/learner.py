@@ -28,17 +28,46 @@ class Schedule(NamedTuple):
     epsilon_decay_steps: agent steps after these in which epsilon falls from 1, linearly.
     final_epsilon: what it falls to.
     steps_per_update: agent steps for each update.
+    zeta_exponent: of how long a random action lasts, n steps with a probability proportional to
+      n^-zeta_exponent (epsilon-z-greedy, Dabney et al. 2021); None: one step.
   """
 
   warmup_steps: int
   epsilon_decay_steps: int
   final_epsilon: float
   steps_per_update: int
+  zeta_exponent: float | None = None
 
   def epsilon(self, num_steps: int) -> float:
-    """Gives the rate of random actions after so many agent steps."""
+    """Gives the rate at which random actions begin after so many agent steps."""
     done = min(max(num_steps - self.warmup_steps, 0) / self.epsilon_decay_steps, 1.0)
     return 1.0 + done * (self.final_epsilon - 1.0)
+
+  def random_actions(
+    self, rng: np.random.Generator, num_actions: int, epsilon: float
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Draws when an episode's actions are random, and which they are then.
+
+    They are drawn for all steps that it may have, so that it is taken up anywhere.
+
+    Args:
+      rng: of the episode.
+      num_actions: the size of the action set.
+      epsilon: the rate at which random actions begin.
+
+    Returns:
+      [27,000] bool and [27,000] int64.
+    """
+    is_random = rng.random(play.MAX_STEPS_PER_EPISODE) < epsilon
+    actions = rng.integers(num_actions, size=len(is_random))
+    if self.zeta_exponent is not None:
+      durations = rng.zipf(self.zeta_exponent, len(is_random)).tolist()
+      end = 0  # of the random action before
+      for step in np.flatnonzero(is_random).tolist():
+        if step >= end:
+          end = step + durations[step]
+          is_random[step:end], actions[step:end] = True, actions[step]
+    return is_random, actions
 
 
 class OnlineState(NamedTuple):
@@ -177,10 +206,10 @@ class OnlineLearner:
   def _start_episode(self) -> None:
     rng = np.random.default_rng((self._seed, self.num_episodes))
     self._episode_seed = int(rng.integers(2**31))
-    # One for each step, so that an episode is taken up anywhere.
-    self._draws = rng.random(play.MAX_STEPS_PER_EPISODE)
-    self._random_actions = rng.integers(self._header.num_actions, size=len(self._draws))
     self.epsilon = self._schedule.epsilon(self.num_steps)
+    self._is_random, self._random_actions = self._schedule.random_actions(
+      rng, self._header.num_actions, self.epsilon
+    )
     self._actions, self._choices, self._return = [], [], 0.0
     self._checksums = recorded.Checksums()
     self._game.start(self._episode_seed)
@@ -194,7 +223,7 @@ class OnlineLearner:
     """The next action, and whether it is the policy's own, if that is asked for."""
     step = len(self._actions)
     action = int(self._random_actions[step])
-    is_random = self._draws[step] < self.epsilon
+    is_random = self._is_random[step]
     if is_random and not self._header.has_choices:
       return action, 0
     _, choice, _ = self._greedy_act(

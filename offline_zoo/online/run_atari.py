@@ -65,6 +65,7 @@ class Config:
   warmup_steps: int = 20_000  # agent steps, all random, before the first update's; Dopamine
   epsilon_decay_steps: int = 250_000  # agent steps from epsilon 1 to the final one; Dopamine
   final_epsilon: float = 0.01  # probability of a random action; Dopamine
+  zeta_exponent: float | None = None  # random actions last n steps, at odds of n^-this; none: one
 
   # Machine
 
@@ -81,6 +82,10 @@ class Config:
       'num_processes',
     )  # fmt: skip
     program.check_in_unit_interval(self, 'final_epsilon')
+    if self.zeta_exponent is not None:
+      program.check(self, 'zeta_exponent', self.zeta_exponent > 1, 'more than 1')
+      # An action that is repeated has probability 1, of which a recording has no word.
+      program.check(self, 'zeta_exponent', not self.log_probabilities, 'none, to log probabilities')
     agents = agent_config(self)
     least = 4 + (agents.n_step if agents else 1)  # with fewer, there is nothing to sample
     program.check(self, 'warmup_steps', self.warmup_steps >= least, f'{least} or more')
@@ -190,7 +195,11 @@ def make_learner(config: Config, num_actions: int) -> learner.OnlineLearner:
       config.rom_dir,
     ),
     schedule=learner.Schedule(
-      config.warmup_steps, config.epsilon_decay_steps, final_epsilon, config.steps_per_update
+      config.warmup_steps,
+      config.epsilon_decay_steps,
+      final_epsilon,
+      config.steps_per_update,
+      config.zeta_exponent,
     ),
     replay_capacity=config.replay_capacity,
     **settings,

@@ -64,6 +64,11 @@ class Run:
     """Counts the updates of all its iterations."""
     return self.config.num_iterations * self.config.num_updates_per_iteration
 
+  @property
+  def missing_logs(self) -> tuple[str, ...] | None:
+    """Gives the program, and its flags, that makes its logs; None if there is nothing to make."""
+    return None if pathlib.Path(self.config.replay_dir).exists() else self.make
+
 
 _STRINGS = 'a list of strings'
 _KEYS = {
@@ -252,9 +257,9 @@ def next_step(run: Run) -> Step | None:
   log = run.directory / 'log.txt'
   config = run.config
   if progress_of(run).iterations < config.num_iterations:
-    replay_dir = pathlib.Path(config.replay_dir)
-    if run.make is not None and not replay_dir.exists():
-      return Step(run.make, replay_dir.with_name(f'{replay_dir.name}.log.txt'))
+    if (make := run.missing_logs) is not None:
+      replay_dir = pathlib.Path(config.replay_dir)
+      return Step(make, replay_dir.with_name(f'{replay_dir.name}.log.txt'))
     return Step(run.words, log)
   if run.num_eval_episodes and not is_evaluated(run):
     values = {
