@@ -7,12 +7,13 @@ import lzma
 import os
 import resource
 import struct
+import zlib
 
 import google_crc32c
 import numpy as np
 import pytest
 
-from offline_zoo import atari_env
+from offline_zoo import atari_env, replay
 from offline_zoo.logs import demo, dqn_replay, play, recorded
 
 CONFIG = demo.Config(environment_name='breakout', num_transitions=500, num_processes=1, epsilon=0.9)
@@ -62,6 +63,29 @@ def test_a_recording_expands_to_what_would_have_been_logged(path, tmp_path):
   config = dataclasses.replace(CONFIG, num_transitions=number, shard_capacity=300)
   demo.write_logs(config, tmp_path / 'logged')
   assert directory_bytes(tmp_path / 'expanded') == directory_bytes(tmp_path / 'logged')
+
+
+@pytest.mark.parametrize('n_step', [1, 5])
+@pytest.mark.parametrize('shard', [0, 1])
+def test_batch_rls_own_loader_reads_what_is_expanded(golden, tmp_path, monkeypatch, shard, n_step):
+  """All that it can sample of an online run's play is what ours can, and is equal."""
+  monkeypatch.setattr(recorded, 'STEPS_PER_CHECKSUM', 1000)
+  recorded.expand(golden / 'recorded' / 'breakout.play', tmp_path / 'logs', 600, 1)
+  with np.load(golden / 'recorded' / 'batch_rl.npz', allow_pickle=False) as file:
+    names = ('indices', 'action', 'reward', 'terminal', 'state', 'next_state')
+    want = {name: file[f'{name}_{shard}_{n_step}'] for name in names}
+  data = replay.load(tmp_path / 'logs', [shard], n_step=n_step, discount=0.99, num_actions=4)
+  np.testing.assert_array_equal(replay.valid_rows(data), want['indices'])
+  batch = replay.gather(data, want['indices'])
+  np.testing.assert_array_equal(batch.a_tm1, want['action'])
+  np.testing.assert_array_equal(batch.r_t, want['reward'])
+  ended = want['terminal'] == 1
+  np.testing.assert_array_equal(np.equal(batch.discount_t, 0), ended)
+  assert ended.any() and want['reward'].any()
+  for states, crcs in ((batch.s_tm1, want['state']), (batch.s_t, want['next_state'])):
+    ours = np.array([zlib.crc32(state.tobytes()) for state in np.asarray(states)])
+    goes_on = ~ended if states is batch.s_t else np.ones_like(ended)  # padding follows an end
+    np.testing.assert_array_equal(ours[goes_on], crcs[goes_on])
 
 
 def test_processes_and_a_kill_change_nothing(tmp_path, monkeypatch):
