@@ -7,12 +7,13 @@ import lzma
 import os
 import resource
 import struct
+import zlib
 
 import google_crc32c
 import numpy as np
 import pytest
 
-from offline_zoo import atari_env
+from offline_zoo import atari_env, replay
 from offline_zoo.logs import demo, dqn_replay, play, recorded
 
 CONFIG = demo.Config(environment_name='breakout', num_transitions=500, num_processes=1, epsilon=0.9)
@@ -62,6 +63,33 @@ def test_a_recording_expands_to_what_would_have_been_logged(path, tmp_path):
   config = dataclasses.replace(CONFIG, num_transitions=number, shard_capacity=300)
   demo.write_logs(config, tmp_path / 'logged')
   assert directory_bytes(tmp_path / 'expanded') == directory_bytes(tmp_path / 'logged')
+
+
+def test_batch_rls_own_loader_reads_what_is_expanded(golden, tmp_path, monkeypatch):
+  """All that it can sample of an online run's play is what ours can, and is equal."""
+  monkeypatch.setattr(recorded, 'STEPS_PER_CHECKSUM', 1000)
+  recorded.expand(golden / 'recorded' / 'breakout.play', tmp_path / 'logs', 600, 1)
+  with np.load(golden / 'recorded' / 'batch_rl.npz', allow_pickle=False) as file:
+    columns = dict(file)
+  for shard, n_step in itertools.product((0, 1), (1, 5)):
+    indices, actions, rewards, terminals, *crcs = (
+      columns[f'{name}_{shard}_{n_step}']
+      for name in ('indices', 'action', 'reward', 'terminal', 'state', 'next_state')
+    )
+    data = replay.load(tmp_path / 'logs', [shard], n_step=n_step, discount=0.99, num_actions=4)
+    np.testing.assert_array_equal(replay.valid_rows(data), indices)
+    batch = replay.gather(data, indices)
+    np.testing.assert_array_equal(batch.a_tm1, actions)
+    np.testing.assert_array_equal(batch.r_t, rewards)
+    np.testing.assert_array_equal(np.asarray(batch.discount_t) == 0, terminals == 1)
+    assert terminals.any() and rewards.any()
+    ours = [
+      np.array([zlib.crc32(state.tobytes()) for state in np.asarray(states)])
+      for states in (batch.s_tm1, batch.s_t)
+    ]
+    np.testing.assert_array_equal(ours[0], crcs[0])
+    goes_on = terminals == 0  # blank rows follow an end
+    np.testing.assert_array_equal(ours[1][goes_on], crcs[1][goes_on])
 
 
 def test_processes_and_a_kill_change_nothing(tmp_path, monkeypatch):

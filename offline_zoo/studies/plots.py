@@ -91,6 +91,7 @@ def learning_curves(
 
   Means are taken where all seeds were evaluated. The interval is Student's, 95%, of three seeds or
   more; of two, thin lines are the seeds. A human score far above all else is written, not drawn.
+  Beside an agent that learns online, a dotted line is its own play, which it learns from.
 
   Args:
     drawn: the runs.
@@ -166,6 +167,10 @@ def _draw_agent(axes: Axes, of_agent: Sequence[Run], style: Mapping[str, Any]) -
   values = runs.at(of_agent, shared, 'eval_episode_return')
   every = max(1, len(shared) // 10)
   axes.plot(shared, values.mean(0), label=of_agent[0].agent, markevery=every, **style)
+  if of_agent[0].learns_online:
+    played = runs.at(of_agent, shared, 'dataset_episode_return').mean(0)
+    label = f'{of_agent[0].agent}, as it plays to learn'
+    axes.plot(shared, played, label=label, color=style['color'], linestyle=':')
   if len(of_agent) >= _MIN_SEEDS_FOR_BAND:
     low, high = statistics.mean_interval(values)
     axes.fill_between(shared, low, high, color=style['color'], alpha=0.18, linewidth=0)

@@ -68,6 +68,17 @@ def test_learning_curves(drawn):
   ]  # fmt: skip
 
 
+def test_an_online_agents_own_play_is_a_curve(write_csv):
+  paths = [
+    write_csv(f'{seed}/results.csv', [1, 5, 9], 'online_dqn', seed=seed, logged=logged)
+    for seed, logged in ((1, 2.0), (2, 4.0))
+  ]
+  (axes,) = plots.learning_curves(runs.read(paths)).axes
+  played = lines(axes)['online_dqn, as it plays to learn']
+  assert played.tolist() == [[1000, 3], [2000, 3], [3000, 3]]
+  assert 'logged mean' not in lines(axes)
+
+
 def test_an_agent_looks_the_same_in_every_panel_and_like_no_other(drawn):
   freeway, _, seaquest = plots.learning_curves(drawn).axes
 

@@ -85,6 +85,11 @@ class Run:
     known = (directory, logs) == (game.directory, 'replay_logs') and number.isdecimal()
     return int(number) if known else None
 
+  @property
+  def learns_online(self) -> bool:
+    """Whether the play in `dataset_episode_return` is the agent's own, of the same iteration."""
+    return self.agent.startswith('online_')
+
   def column(self, name: str) -> np.ndarray:
     """Numbers of a column [num_rows]; NaN for empty cells, and without such a column."""
     return np.array([float(row.get(name) or math.nan) for row in self.rows])
@@ -310,13 +315,13 @@ def references(of_data: Sequence[Run]) -> list[tuple[str, float]]:
   """Names the returns that those of one data set's runs are to be compared with.
 
   Rewards of the DQN Replay Dataset are clipped, and so is the logged mean of a run that is known to
-  have learnt from it.
+  have learnt from it. One that learns online has no logs.
   """
   # Of the same logs, sums in another order differ by rounding.
   logged = {
     ('logged mean' if run.dqn_replay_run is None else 'logged mean, clipped', float(f'{mean:.5g}'))
     for run in of_data
-    if not math.isnan(mean := run.column('dataset_episode_return')[-1])
+    if not run.learns_online and not math.isnan(mean := run.column('dataset_episode_return')[-1])
   }
   game = atari_data.game(of_data[0].environment_name)
   published = [('random play', game.random_score), ('human', game.human_score)]
@@ -330,7 +335,10 @@ def logged_mean(of_data: Sequence[Run]) -> float:
   """
   if any(run.dqn_replay_run is not None for run in of_data):
     return math.nan
-  return float(np.fmax.reduce([run.column('dataset_episode_return')[-1] for run in of_data]))
+  offline = [run for run in of_data if not run.learns_online]
+  return float(
+    np.fmax.reduce([run.column('dataset_episode_return')[-1] for run in offline], initial=math.nan)
+  )
 
 
 def describe_references(of_data: Sequence[Run]) -> str:

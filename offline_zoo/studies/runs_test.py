@@ -119,6 +119,15 @@ def test_logged_means(write_csv):
   assert math.isnan(runs.logged_mean(read(7.5, replay_dir='/data/Freeway/3/replay_logs')))
 
 
+def test_own_play_is_no_log(write_csv):
+  online = write_csv('o/results.csv', [1, 2], 'online_dqn', logged=9.0)
+  assert math.isnan(runs.logged_mean(runs.read([online])))
+  assert [name for name, _ in runs.references(runs.read([online]))] == ['random play', 'human']
+  both = runs.read([online, write_csv('c/results.csv', [1, 2], 'cql', logged=7.5)])
+  assert runs.logged_mean(both) == 7.5
+  assert runs.references(both)[0] == ('logged mean', 7.5)
+
+
 def test_an_archive_of_a_study_reads_back(study, write_csv, tmp_path):
   plain = write_csv('runs/cql/freeway/1/results.csv', [1.0], 'cql')
   read = runs.read(study['sweep'] + study['peers'] + [plain], DATA)
