@@ -399,7 +399,7 @@ EDITS: dict[str, list[tuple[str, str, str]]] = {
      'logs/recorded_test.py::test_another_rom_and_another_version'),
     ('emulator != header.emulator', 'False',
      'logs/recorded_test.py::test_another_rom_and_another_version'),
-    ('e.actions * 2 + e.choices', 'e.actions * 2',
+    ('e.actions * 3 + e.choices', 'e.actions * 3',
      'logs/recorded_test.py::test_a_recording_expands_to_what_would_have_been_logged'),
   ],
   'online/growing_replay.py': [

@@ -64,8 +64,8 @@ class Config:
   replay_capacity: int = 1_000_000  # rows, 7,062 bytes each, blank ones included; Dopamine
   warmup_steps: int = 20_000  # agent steps, all random, before the first update's; Dopamine
   epsilon_decay_steps: int = 250_000  # agent steps from epsilon 1 to the final one; Dopamine
-  final_epsilon: float = 0.01  # probability of a random action; Dopamine
-  zeta_exponent: float | None = None  # random actions last n steps, at odds of n^-this; none: one
+  final_epsilon: float = 0.01  # probability that a random action begins; Dopamine
+  zeta_exponent: float | None = None  # a random action lasts n steps, at odds of n^-this; none: one
 
   # Machine
 
@@ -84,8 +84,6 @@ class Config:
     program.check_in_unit_interval(self, 'final_epsilon')
     if self.zeta_exponent is not None:
       program.check(self, 'zeta_exponent', self.zeta_exponent > 1, 'more than 1')
-      # An action that is repeated has probability 1, of which a recording has no word.
-      program.check(self, 'zeta_exponent', not self.log_probabilities, 'none, to log probabilities')
     agents = agent_config(self)
     least = 4 + (agents.n_step if agents else 1)  # with fewer, there is nothing to sample
     program.check(self, 'warmup_steps', self.warmup_steps >= least, f'{least} or more')

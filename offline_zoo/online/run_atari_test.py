@@ -189,27 +189,31 @@ def test_epsilon_falls_as_dopamines():
 
 
 def test_random_actions_last_as_in_epsilon_z_greedy():
-  """Algorithm 1 of Dabney et al. 2021, a step at a time; and how long they last."""
+  """Dabney et al. 2021, a step at a time: n steps in all; and how long they last."""
   schedule = learner.Schedule(20_000, 250_000, 0.01, 4, zeta_exponent=2.0)
-  is_random, actions = schedule.random_actions(np.random.default_rng(0), 18, epsilon=0.1)
+  begins, lasts, actions = schedule.random_actions(np.random.default_rng(0), 18, epsilon=0.1)
   rng = np.random.default_rng(0)
   draws, drawn = rng.random(27_000), rng.integers(18, size=27_000)
   durations = rng.zipf(2.0, 27_000)
   left, lasting = 0, []
   for step in range(27_000):
-    if not left and draws[step] < 0.1:
-      left, action = durations[step], drawn[step]
-      lasting.append(left)
-    assert is_random[step] == (left > 0)
+    assert lasts[step] == (left > 0)
+    if not left:
+      assert begins[step] == (draws[step] < 0.1)
+      if begins[step]:
+        left, action = durations[step], drawn[step]
+        lasting.append(left)
     if left:
       assert actions[step] == action
       left -= 1
   rates = [np.mean(np.equal(lasting, n)) for n in (1, 2, 3)]  # of 1 / (zeta(2) n^2)
   np.testing.assert_allclose(rates, [0.608, 0.152, 0.068], atol=0.03)
   # Without an exponent, one step each.
-  once, actions = learner.Schedule(0, 1, 0.1, 4).random_actions(np.random.default_rng(0), 18, 0.1)
-  np.testing.assert_array_equal(once, draws < 0.1)
+  schedule = schedule._replace(zeta_exponent=None)
+  begins, lasts, actions = schedule.random_actions(np.random.default_rng(0), 18, epsilon=0.1)
+  np.testing.assert_array_equal(begins, draws < 0.1)
   np.testing.assert_array_equal(actions, drawn)
+  assert not lasts.any()
 
 
 # Resumption, bit for bit.
@@ -340,7 +344,6 @@ def test_a_recording_that_is_not_the_runs(tmp_path):
     ({'final_epsilon': 2.0}, '--final_epsilon'),
     ({'steps_per_update': 0}, '--steps_per_update=0'),
     ({'zeta_exponent': 1.0}, '--zeta_exponent=1.0: expected more than 1'),
-    ({'zeta_exponent': 2.0}, '--zeta_exponent=2.0: expected none, to log probabilities'),
     ({'seed': -1}, '--seed=-1'),
     ({'environment_name': 'brekout'}, "unknown game 'brekout'"),
   ],
