@@ -188,6 +188,23 @@ def test_epsilon_falls_as_dopamines():
   assert [schedule.epsilon(n) for n in steps] == pytest.approx([1, 1, 0.505, 0.01, 0.01])
 
 
+def test_schedule_and_probabilities_equal_those_of_another_codes_logging_agent(golden):
+  """n17s's fork of Dopamine's DQN."""
+  with np.load(golden / 'off_policy' / 'action_probability.npz', allow_pickle=False) as want:
+    steps, choices = want['training_steps'], want['action'] == want['greedy_action']
+    epsilons, probabilities = want['epsilon'], want['prob']
+    num_actions = int(want['num_actions'])
+  schedule = learner.Schedule(20_000, 250_000, 0.01, 4)
+  got = [schedule.epsilon(int(step)) for step in steps]
+  np.testing.assert_allclose(got, epsilons, rtol=1e-12)
+  for epsilon, choice, probability in zip(got, choices, probabilities, strict=True):
+    choices = np.array([choice], np.uint8)
+    episode = recorded.Episode(0, epsilon, True, np.zeros(1, np.uint8), choices, np.zeros(1))
+    got = recorded.probabilities(episode, num_actions)
+    np.testing.assert_allclose(got, probability, rtol=1e-6)
+  assert len(set(probabilities.tolist())) == 10
+
+
 def test_random_actions_last_as_in_epsilon_z_greedy():
   """Dabney et al. 2021, a step at a time: n steps in all; and how long they last."""
   schedule = learner.Schedule(20_000, 250_000, 0.01, 4, zeta_exponent=2.0)
