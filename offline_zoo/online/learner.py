@@ -3,6 +3,7 @@
 It is made of an agent's pure functions, which need not know that their data grows.
 """
 
+import dataclasses
 import itertools
 import math
 import pathlib
@@ -161,7 +162,7 @@ class OnlineLearner:
       OSError: the recording is missing, or a process was killed.
       ValueError: it is damaged, or of another run, or does not come out as it was recorded.
     """
-    episodes = self._recorded_episodes(path) if self.num_episodes else []
+    episodes = self._recorded_episodes(path) if self.num_steps else []
     self._recording = recorded.Recording(self._header)
     for episode in episodes:
       self._recording.add(episode)
@@ -194,12 +195,18 @@ class OnlineLearner:
 
   def _recorded_episodes(self, path: pathlib.Path) -> list[recorded.Episode]:
     header, recording = recorded.read(path)
+    for field in dataclasses.fields(header):
+      was, expected = getattr(header, field.name), getattr(self._header, field.name)
+      if was != expected:
+        raise ValueError(
+          f'{path}: its {field.name} is {was}, here it is {expected}: this run cannot go on'
+        )
     episodes = [*itertools.islice(recording, self.num_episodes)]
     checksum = 0
     for episode in episodes:
       checksum = _extend(checksum, episode.actions, episode.choices)
-    expected = (self._header, self.num_episodes, self._play_checksum)
-    if (header, len(episodes), checksum) != expected or not all(e.ended for e in episodes):
+    is_whole = len(episodes) == self.num_episodes and all(e.ended for e in episodes)
+    if not is_whole or checksum != self._play_checksum:
       raise ValueError(f'{path}: not what the run played up to its checkpoint')
     return episodes
 

@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import pathlib
+import shutil
 import signal
 
 import chex
@@ -329,6 +330,56 @@ def test_random_play(tmp_path):
   assert recorded.verify(recording(settings), 1)[1] == 180
 
 
+def test_other_values_arrive_and_a_run_of_them_goes_on(tmp_path, monkeypatch):
+  """Of an agent that always takes action 2; without choices, and with random actions that last."""
+  settings = make_settings(
+    tmp_path, log_probabilities=False, zeta_exponent=2.0, steps_per_update=2, warmup_steps=60,
+    epsilon_decay_steps=1, final_epsilon=0.1, num_updates_per_iteration=100, num_iterations=2,
+    agent_flags='--batch_size=4 --n_step=3 --discount=0.9 --max_abs_reward=0.5',
+  )  # fmt: skip
+  started, start = [], learner.OnlineLearner.start
+
+  def start_with_spies(self, *args):
+    self._greedy_act = lambda *_: (None, jnp.asarray(2), None)
+    started.append(self)
+    start(self, *args)
+
+  monkeypatch.setattr(learner.OnlineLearner, 'start', start_with_spies)
+  whole = {**settings, 'results_csv_path': str(tmp_path / 'whole' / 'results.csv')}
+  run(whole)
+  run({**settings, 'num_iterations': 1})
+  run(settings)
+  assert_as_undisturbed(settings, (whole, None))
+  data = started[0]._replay.data()
+  assert (data.n_step, data.discount, data.max_abs_reward) == (3, 0.9, 0.5)
+  header, episodes = recorded.read(recording(settings))
+  episodes = [*episodes]
+  assert not header.has_choices and sum(len(e.actions) for e in episodes) == 60 + 2 * 200
+  schedule, actions = started[0]._schedule, []
+  for number, episode in enumerate(episodes):
+    rng = np.random.default_rng((3, number))
+    assert episode.seed == rng.integers(2**31)
+    begins, lasts, randoms = schedule.random_actions(rng, 4, episode.epsilon)
+    wanted = np.where(begins | lasts, randoms, 2)[: len(episode.actions)]
+    np.testing.assert_array_equal(episode.actions, wanted)
+    actions += [*lasts[: len(wanted)]]
+  assert schedule.zeta_exponent == 2 and any(actions) and {e.epsilon for e in episodes} > {1.0}
+
+
+def test_a_recording_without_a_checkpoint_is_kept(tmp_path):
+  settings = make_settings(tmp_path, num_iterations=1, num_updates_per_iteration=5)
+  run(settings)
+  before = recording(settings).read_bytes()
+  for path in recording(settings).parent.iterdir():
+    if path.name == 'checkpoint':
+      shutil.rmtree(path)
+    elif path.name != 'recorded.play':
+      path.unlink()
+  run(settings)
+  (kept,) = recording(settings).parent.glob('recorded.play.*')
+  assert kept.read_bytes() == before == recording(settings).read_bytes()
+
+
 # Bad input.
 
 
@@ -337,6 +388,11 @@ def test_a_recording_that_is_not_the_runs(tmp_path):
   run(settings)
   path, content = recording(settings), recording(settings).read_bytes()
   more = {**settings, 'num_iterations': 2}
+  path.write_bytes(content.replace(b'ale-py 0', b'ale-py 9'))
+  with pytest.raises(
+    ValueError, match=r'recorded\.play: its emulator is ale-py 9.*, here it is ale'
+  ):
+    run(more)
   path.unlink()
   with pytest.raises(FileNotFoundError, match=r'recorded\.play: no such recording'):
     run(more)
@@ -362,6 +418,8 @@ def test_a_recording_that_is_not_the_runs(tmp_path):
     ({'steps_per_update': 0}, '--steps_per_update=0'),
     ({'zeta_exponent': 1.0}, '--zeta_exponent=1.0: expected more than 1'),
     ({'seed': -1}, '--seed=-1'),
+    ({'agent_flags': '--num_eval_workers=0'}, '--agent_flags: --num_eval_workers=0'),
+    ({'results_csv_path': 'x/recorded.play'}, '--results_csv_path=.*the recording has this one'),
     ({'environment_name': 'brekout'}, "unknown game 'brekout'"),
   ],
 )
