@@ -63,6 +63,10 @@ def make_settings(directory: pathlib.Path, num_iterations: int) -> dict[str, Any
     'num_eval_workers': 0,
     'batch_size': 4,
     'target_network_update_period': 5,
+    # Of those that learn online, whose replay forgets.
+    'warmup_steps': 60,
+    'replay_capacity': 400,
+    'num_processes': 1,
   }
 
 
@@ -155,9 +159,15 @@ def differences(agent: str, ours: dict[str, Any], theirs: dict[str, Any]) -> lis
     tables.append([{k: v for k, v in row.items() if k not in TIMING_COLUMNS} for row in rows])
   one, other = restored(ours), restored(theirs)
   assert one is not None and other is not None
-  return [f'{agent}: another CSV than the undisturbed run'] * (tables[0] != tables[1]) + [
-    f'{agent}: other parameters than the undisturbed run'
-  ] * (not is_same(one, other))
+  # What an agent that learns online has played.
+  csv_paths = [pathlib.Path(settings['results_csv_path']) for settings in (ours, theirs)]
+  recordings = [[path.read_bytes() for path in p.parent.glob('recorded.play')] for p in csv_paths]
+  agree = {
+    'CSV': tables[0] == tables[1],
+    'parameters': is_same(one, other),
+    'recording': recordings[0] == recordings[1],
+  }
+  return [f'{agent}: not the {name} of the undisturbed run' for name in agree if not agree[name]]
 
 
 # What is done to them. Each takes a number and a scratch directory, and returns what went wrong.

@@ -400,7 +400,7 @@ def _steps(data: ReplayData, rows: jax.Array) -> _Steps:
   if data.max_abs_reward is not None:
     rewards = jnp.clip(rewards, -data.max_abs_reward, data.max_abs_reward)
   ended = jnp.any(terminal, axis=1)
-  # All frames between are decoded, too: for the usual horizons that is less than two stacks.
+  # All frames between are decoded, too: for the usual horizons that is less than four stacks.
   seen = rows[:, None] + jnp.arange(1 - atari_data.STACK_SIZE, data.n_step + 1)[None]
   return _Steps(
     rows=window,

@@ -449,9 +449,9 @@ def test_several_seeds_go_on_where_they_were_stopped(agent, settings, two_seeds,
 # Bad input.
 
 
-@pytest.mark.parametrize(
-  'changes, message',
-  [
+@every_agent
+def test_bad_flags_are_named_before_anything_is_written(agent, settings):
+  for changes, message in (
     ({'environment_name': 'brekout'}, "unknown game 'brekout'; did you mean 'breakout'"),
     ({'replay_dir': '/nowhere/logs'}, '/nowhere/logs: no such replay directory'),
     ({'shards': (0, 9)}, r'no shards \[9\]'),
@@ -459,16 +459,13 @@ def test_several_seeds_go_on_where_they_were_stopped(agent, settings, two_seeds,
     ({'video_dir': '/proc/none'}, '--video_dir=/proc/none: cannot be written'),
     ({'seed': 2**32 - 1, 'num_seeds': 2}, '--num_seeds=2: expected that --seed and those after'),
     ({'rom_dir': '/nowhere/roms'}, r'--rom_dir=/nowhere/roms: no breakout\.bin there'),
-  ],
-)
-@one_agent
-def test_bad_flags_are_named_before_anything_is_written(agent, settings, changes, message):
-  with pytest.raises((ValueError, OSError), match=message):
-    run_here(agent, {**settings, **changes})
-  assert not pathlib.Path(settings['results_csv_path']).parent.exists()
+  ):
+    with pytest.raises((ValueError, OSError), match=message):
+      run_here(agent, {**settings, **changes})
+    assert not pathlib.Path(settings['results_csv_path']).parent.exists()
 
 
-@one_agent
+@every_agent
 def test_logs_of_another_game(agent, settings, tmp_path):
   shutil.copytree(settings['replay_dir'], tmp_path / 'logs')
   shard = dqn_replay.ShardFiles(settings['replay_dir'], 0).read()
@@ -476,6 +473,15 @@ def test_logs_of_another_game(agent, settings, tmp_path):
   dqn_replay.ShardFiles(tmp_path / 'logs', 0).write(shard)
   with pytest.raises(ValueError, match=r'action_ckpt\.0\.gz: .*0 to 3.*another game'):
     run_here(agent, {**settings, 'replay_dir': str(tmp_path / 'logs')})
+
+
+def test_logs_without_the_probabilities_that_an_agent_needs(settings, tmp_path):
+  shutil.copytree(settings['replay_dir'], tmp_path / 'logs')
+  (tmp_path / 'logs' / '$store$_prob_ckpt.3.gz').unlink()
+  settings = {**settings, 'replay_dir': str(tmp_path / 'logs')}
+  with pytest.raises(FileNotFoundError, match=r'prob_ckpt\.3\.gz: expected the probabilities'):
+    run_here('off_policy_dqn', settings)
+  assert not pathlib.Path(settings['results_csv_path']).parent.exists()
 
 
 # What may change while a run is under way: where its files are, its length, and the machine.

@@ -133,8 +133,6 @@ class Bc:
 
   # What follows is the other agents' text, but for values, of which there are none here.
 
-  # What follows is the same text in every agent, so that each file can be read alone.
-
   def learn(self, num_updates: int) -> Mapping[str, float]:
     """Makes this many updates; returns the mean of each metric over them."""
     self._state, metrics = self._learn(self._state, self.data, num_updates)

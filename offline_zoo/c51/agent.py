@@ -6,7 +6,11 @@
 
 Differences from the paper:
 
-* Learns from logged play alone, as batch_rl trains it: uniform replay, its values.
+* Learns from logged play alone, as batch_rl trains it: uniform replay, its values. DQN Zoo's, for
+  learning online, copy the target every 2,500 updates, clip gradients to a norm of 10, and draw
+  biases.
+* Adam is Optax's. TensorFlow's, which batch_rl uses, adds epsilon before it corrects the bias of v,
+  which is as if epsilon were 31.6 times larger at first.
 * SAME padding in the convolutions, as in Dopamine and batch_rl; Mnih et al. use VALID.
 * `double_q` chooses a* with the online network, as in Double DQN.
 * Batches are drawn anew from all loaded data for each update. batch_rl draws from five shards of

@@ -6,6 +6,11 @@
 
 The last term is CQL's. Tianshou adds it, with a weight of 10, because CRR alone failed on Atari.
 
+Differences from the paper, which is about continuous actions:
+
+* Expectations over actions are exact, where it takes means over samples of the policy.
+* The critic has expected values, not distributions of returns; and CQL's term, as above.
+
 Differences from Tianshou's example on Atari, whose values these are:
 
 * Each example has its own f(A). There the product of f(A) [B, 1] and log p [B] is a matrix [B, B],
@@ -60,8 +65,9 @@ def advantage_weights(
     beta: temperature of exp.
     max_weight: bound of exp.
   """
-  values = jnp.sum(jax.nn.softmax(policy_logits_tm1) * q_tm1, axis=-1)
-  advantages = jax.lax.stop_gradient(rlax.batched_index(q_tm1, a_tm1) - values)
+  # Differences first: of large values, the small one of two sums would be rounding.
+  over = rlax.batched_index(q_tm1, a_tm1, keepdims=True) - q_tm1
+  advantages = jax.lax.stop_gradient(jnp.sum(jax.nn.softmax(policy_logits_tm1) * over, axis=-1))
   match mode:
     case 'exp':
       return jnp.minimum(jnp.exp(advantages / beta), max_weight)

@@ -12,7 +12,8 @@ Differences from the papers:
 
 * SAME padding in the convolutions, as in Dopamine and batch_rl; Mnih et al. use VALID.
 * The loss is the Huber loss of the error; Mnih et al. clip the error in its gradient, which is the
-  same gradient.
+  same gradient. DQN Zoo's Double DQN clips it at 1/32 after it is divided by the batch size: for
+  batches of 32 the same.
 * Batches are drawn anew from all loaded data for each update. batch_rl draws from five shards of
   fifty at a time and changes them every iteration.
 """

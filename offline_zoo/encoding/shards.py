@@ -197,7 +197,7 @@ def load(
     if not log_shard.has_probabilities():
       raise FileNotFoundError(
         f'{log_shard.path("prob")}: expected the probabilities of the logged actions, which this '
-        'agent needs; there are none'
+        'agent needs; there are none (the public datasets have none, our own logs do)'
       )
   directory = None
   if cache_dir is not None:

@@ -17,13 +17,14 @@ drawn nothing. Version 1 of the format, little-endian:
     uint32           how many episodes E; of each episode:
     uint32 [E]         seed, less than 2^31
     uint32 [E]         agent steps T, 1 to 27,000
-    float32 [E]        epsilon, the rate of uniformly random actions
+    float32 [E]        epsilon, the rate at which uniformly random actions begin
     uint8 [E]          whether it ended; all but the file's last one did
     uint32 [...]       ceil(T / K) checksums, one episode's after the other's
-    uint8 [...]        T codes: the action, or where has_choices 2 * action + choice
+    uint8 [...]        T codes: the action, or where has_choices 3 * action + choice
 
 A choice is 1 where the action is what the policy would have done, so that with A actions its
-probability was (1 - epsilon) * choice + epsilon / A. A checksum is the CRC-32C of the K steps since
+probability was (1 - epsilon) * choice + epsilon / A; it is 2 where a random action lasts (see
+online/learner.py), so that the probability was 1. A checksum is the CRC-32C of the K steps since
 the one before (the episode's last: of what is left), of each step its frame [84, 84], action
 (uint8), reward (float32, raw) and terminal flag (uint8). Terminal is 1 on an episode's last step if
 it ended, with the game or at the limit of 27,000 steps.
@@ -52,6 +53,7 @@ from offline_zoo.logs import dqn_replay, play, shard
 
 VERSION = 1
 STEPS_PER_CHECKSUM = 1000
+LASTING = 2  # the choice of a random action that lasts
 _FORMAT = 'offline_zoo recorded play'
 _MAX_HEADER_BYTES = 4096
 # A block is closed by the episode that brings it to so many steps.
@@ -91,10 +93,11 @@ class Episode(NamedTuple):
 
   Attributes:
     seed: less than 2^31.
-    epsilon: rate of uniformly random actions.
+    epsilon: rate at which uniformly random actions begin.
     ended: whether its last step ended it; of a recording only the last episode may not have ended.
     actions: [T] uint8.
-    choices: [T] uint8, 1 where the action is what the policy would have done; zeros if not known.
+    choices: [T] uint8, 1 where the action is what the policy would have done, 2 (LASTING) where a
+      random one lasts; zeros if not known.
     checksums: [ceil(T / STEPS_PER_CHECKSUM)] uint32.
   """
 
@@ -152,7 +155,7 @@ class Checksums:
 
 
 def _block(episodes: list[Episode], has_choices: bool) -> bytes:
-  codes = [e.actions * 2 + e.choices if has_choices else e.actions for e in episodes]
+  codes = [e.actions * 3 + e.choices if has_choices else e.actions for e in episodes]
   content = b''.join(
     [
       struct.pack('<I', len(episodes)),
@@ -294,7 +297,7 @@ def _parse_block(where: str, content: bytes, header: Header) -> Iterator[Episode
   last_checksums = np.cumsum(-(-lengths // STEPS_PER_CHECKSUM))
   checksums, codes = take('<u4', int(last_checksums[-1])), take('u1', int(ends[-1]))
   shard.expect(not len(rest), where, 'nothing after its last step', f'{len(rest)} bytes')
-  actions, choices = np.divmod(codes, 2) if header.has_choices else (codes, np.zeros_like(codes))
+  actions, choices = np.divmod(codes, 3) if header.has_choices else (codes, np.zeros_like(codes))
   expected = f'actions 0 to {header.num_actions - 1}'
   shard.expect((actions < header.num_actions).all(), where, expected, actions.max())
   columns = (np.split(actions, ends[:-1]), np.split(choices, ends[:-1]))
@@ -318,8 +321,9 @@ class _Mismatch(NamedTuple):
 
 def probabilities(episode: Episode, num_actions: int) -> np.ndarray:
   """Gives those of an episode's actions, out of so many, under its policy: [T] float32."""
-  rate = np.float32(episode.epsilon)
-  return (1 - rate) * episode.choices.astype(np.float32) + rate / np.float32(num_actions)
+  rate, is_choice = np.float32(episode.epsilon), (episode.choices == 1).astype(np.float32)
+  drawn = (1 - rate) * is_choice + rate / np.float32(num_actions)
+  return np.where(episode.choices == LASTING, np.float32(1), drawn)
 
 
 def _play_again(

@@ -253,9 +253,14 @@ def test_a_file_made_by_hand(path):
   episodes = [*episodes]
   assert [episode.actions.tolist() for episode in episodes] == [[0, 1], [3, 2]]
   assert [episode.ended for episode in episodes] == [True, False]
-  path.write_bytes(header_line(has_choices=True) + episodes_block(codes=b'\3\4'))
-  ((_, _, _, actions, choices, _),) = recorded.read(path)[1]
-  assert (actions.tolist(), choices.tolist()) == ([1, 2], [1, 0])
+  for codes, choices, rates in (
+    (b'\4\6', [1, 0], [0.625, 0.125]),
+    (b'\3\x08', [0, recorded.LASTING], [0.125, 1.0]),
+  ):
+    path.write_bytes(header_line(has_choices=True) + episodes_block(codes=codes))
+    (episode,) = recorded.read(path)[1]
+    assert (episode.actions.tolist(), episode.choices.tolist()) == ([1, 2], choices)
+    assert recorded.probabilities(episode, num_actions=4).tolist() == rates
 
 
 @pytest.mark.parametrize(

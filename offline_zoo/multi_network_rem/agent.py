@@ -11,7 +11,9 @@ Differences from the paper:
 
 * SAME padding in the convolutions, as in Dopamine and batch_rl; Mnih et al. use VALID.
 * One optimiser has all networks' parameters, stacked; batch_rl has a copy of it for each network,
-  which for Adam, as for any that works entry by entry, is the same.
+  which for Adam, as for any that works entry by entry, is the same. An ensemble's gradients are 1/K
+  of a lone DQN's, as batch_rl's are: under Adam, as if its epsilon were K times as large.
+* Adam is Optax's, as in `rem`.
 * Batches are drawn anew from all loaded data for each update. batch_rl draws from five shards of
   fifty at a time and changes them every iteration.
 """

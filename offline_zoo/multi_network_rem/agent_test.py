@@ -21,15 +21,17 @@ def recorded(golden, case: str):
   return want, online, [*(jnp.asarray(want[k]) for k in ('action', 'reward', 'discount')), target]
 
 
-CASES = [('random', name) for name in ('ensemble', 'rem', 'rem3', 'remNone')] + [
-  ('edge', name) for name in ('ensemble', 'rem', 'remOnehot')
+CASES = [
+  *(('random', name) for name in ('ensemble', 'rem', 'rem3', 'remNone')),
+  *(('edge', name) for name in ('ensemble', 'rem', 'remOnehot')),
+  *(('k1', name) for name in ('ensemble', 'rem')),  # one network
 ]
 
 
 @pytest.mark.parametrize('case, name', CASES)
 def test_losses_and_gradients_equal_batch_rls(golden, case: str, name: str):
   want, online, batch = recorded(golden, case)
-  mixtures = jnp.eye(4) if name == 'ensemble' else jnp.asarray(want[f'{name}_alpha'])
+  mixtures = jnp.eye(online.shape[-1]) if name == 'ensemble' else jnp.asarray(want[f'{name}_alpha'])
   losses = agent.loss(online, *batch, mixtures)
   np.testing.assert_allclose(losses, want[f'{name}_loss'], rtol=1e-5, atol=0)
   grads = jax.grad(lambda q: jnp.mean(agent.loss(q, *batch, mixtures)))(online)
@@ -114,14 +116,18 @@ def test_one_network_is_dqn(same_batches, ensemble: bool):
   np.testing.assert_allclose(q_table(ours)[0], q_table(dqn), rtol=1e-5)
 
 
-def test_an_ensemble_is_as_many_dqns(same_batches):
-  """Its loss is the mean over K networks, so gradients are 1/K of a DQN's: SGD steps K times."""
+@pytest.mark.parametrize(
+  'optimizer', [lambda k: optax.sgd(0.5 * k), lambda k: optax.adam(0.01, eps=0.01 / k)]
+)
+def test_an_ensemble_is_as_many_dqns(same_batches, optimizer):
+  """Its loss is the mean over K networks, so gradients are 1/K of a DQN's: SGD's step is K times
+  DQN's, Adam's epsilon 1/K of it."""
   first = np.random.default_rng(1).normal(size=(3, 2, 2)).astype(np.float32)
-  ours = make_agent(same_batches, ensemble=True, optimizer=optax.sgd(3 * 0.5))
+  ours = make_agent(same_batches, ensemble=True, optimizer=optimizer(3))
   start(ours, first).learn(45)
   for q, want in zip(first, q_table(ours), strict=True):
     dqn = testing.make_agent(
-      dqn_agent.Dqn, table, same_batches, double_q=False, optimizer=optax.sgd(0.5)
+      dqn_agent.Dqn, table, same_batches, double_q=False, optimizer=optimizer(1)
     )
     start(dqn, q).learn(45)
     np.testing.assert_allclose(q_table(dqn), want, rtol=1e-5)
@@ -152,6 +158,9 @@ def test_networks_begin_apart_and_both_forms_of_their_passes_agree(tmp_path, mon
     assert all(not np.array_equal(*p['w']) for p in params.values())
     frame = jax.random.randint(jax.random.PRNGKey(1), (84, 84, 4), 0, 256).astype(jnp.uint8)
     results.append(float(learner.act(params, jax.random.PRNGKey(0), frame)[2]))
+    # One pass of three convolutions for all networks on an accelerator, one for each on CPU.
+    act = jax.make_jaxpr(learner.act)(params, jax.random.PRNGKey(0), frame)
+    assert str(act).count('conv_general_dilated[') == (3 if backend == 'gpu' else 6)
     network: hk.Transformed = networks.dqn_network(2)
     each = [network.apply(jax.tree.map(lambda x, k=k: x[k], params), frame[None]) for k in (0, 1)]
     mean = (each[0].q_values + each[1].q_values) / 2

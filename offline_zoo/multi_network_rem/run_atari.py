@@ -74,7 +74,7 @@ class Config:
   discount: float = 0.99  # of one agent step; paper
   max_abs_reward: float | None = 1.0  # bound of each reward, either way; none: raw rewards; paper
   target_network_update_period: int = 2_000  # gradient updates; paper
-  num_networks: int = 4  # each as large as DQN's
+  num_networks: int = 4  # each as large as DQN's; our choice, batch_rl names none
   num_mixtures: int = 1  # random convex combinations a batch; batch_rl
   ensemble: bool = False  # Ensemble-DQN, the paper's too: each network has its own target
   learning_rate: float = 0.00005  # of Adam; batch_rl's rem.gin

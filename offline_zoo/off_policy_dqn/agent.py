@@ -196,7 +196,7 @@ class OffPolicyDqn:
         'loss': mean,
         'q_logged_action': jnp.mean(rlax.batched_index(q_tm1, batch.a[:, 0])),
         'q_max': jnp.mean(jnp.max(q_tm1, axis=-1)),
-        'weight': jnp.mean(weights),
+        'weight': jnp.average(weights, weights=batch.discount > 0),  # of steps before an end
       }
       return LearnerState(rng_key, online_params, target_params, opt_state, num_updates), metrics
 

@@ -18,7 +18,7 @@ from offline_zoo.atari_data import FRAME_SHAPE
 from offline_zoo.encoding import frame_store
 from offline_zoo.logs.shard import NUM_PADDING_ROWS
 
-# Shorter episodes than of 16 seconds, on average, would make it forget sooner than it must.
+# Shorter episodes than of 4 seconds, on average, would make it forget sooner than it must.
 ROWS_PER_EPISODE = 64
 
 

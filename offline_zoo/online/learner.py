@@ -3,6 +3,7 @@
 It is made of an agent's pure functions, which need not know that their data grows.
 """
 
+import dataclasses
 import itertools
 import math
 import pathlib
@@ -45,8 +46,8 @@ class Schedule(NamedTuple):
 
   def random_actions(
     self, rng: np.random.Generator, num_actions: int, epsilon: float
-  ) -> tuple[np.ndarray, np.ndarray]:
-    """Draws when an episode's actions are random, and which they are then.
+  ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Draws when an episode's random actions begin, when they last, and which they are.
 
     They are drawn for all steps that it may have, so that it is taken up anywhere.
 
@@ -56,18 +57,18 @@ class Schedule(NamedTuple):
       epsilon: the rate at which random actions begin.
 
     Returns:
-      [27,000] bool and [27,000] int64.
+      [27,000] bool, of steps at which one begins; likewise, at which it lasts; [27,000] int64.
     """
-    is_random = rng.random(play.MAX_STEPS_PER_EPISODE) < epsilon
-    actions = rng.integers(num_actions, size=len(is_random))
+    begins = rng.random(play.MAX_STEPS_PER_EPISODE) < epsilon
+    lasts = np.zeros_like(begins)
+    actions = rng.integers(num_actions, size=len(begins))
     if self.zeta_exponent is not None:
-      durations = rng.zipf(self.zeta_exponent, len(is_random)).tolist()
-      end = 0  # of the random action before
-      for step in np.flatnonzero(is_random).tolist():
-        if step >= end:
+      durations = rng.zipf(self.zeta_exponent, len(begins)).tolist()
+      for step in np.flatnonzero(begins).tolist():
+        if not lasts[step]:
           end = step + durations[step]
-          is_random[step:end], actions[step:end] = True, actions[step]
-    return is_random, actions
+          lasts[step + 1 : end], actions[step:end] = True, actions[step]
+    return begins & ~lasts, lasts, actions
 
 
 class OnlineState(NamedTuple):
@@ -161,7 +162,7 @@ class OnlineLearner:
       OSError: the recording is missing, or a process was killed.
       ValueError: it is damaged, or of another run, or does not come out as it was recorded.
     """
-    episodes = self._recorded_episodes(path) if self.num_episodes else []
+    episodes = self._recorded_episodes(path) if self.num_steps else []
     self._recording = recorded.Recording(self._header)
     for episode in episodes:
       self._recording.add(episode)
@@ -194,12 +195,18 @@ class OnlineLearner:
 
   def _recorded_episodes(self, path: pathlib.Path) -> list[recorded.Episode]:
     header, recording = recorded.read(path)
+    for field in dataclasses.fields(header):
+      was, expected = getattr(header, field.name), getattr(self._header, field.name)
+      if was != expected:
+        raise ValueError(
+          f'{path}: its {field.name} is {was}, here it is {expected}: this run cannot go on'
+        )
     episodes = [*itertools.islice(recording, self.num_episodes)]
     checksum = 0
     for episode in episodes:
       checksum = _extend(checksum, episode.actions, episode.choices)
-    expected = (self._header, self.num_episodes, self._play_checksum)
-    if (header, len(episodes), checksum) != expected or not all(e.ended for e in episodes):
+    is_whole = len(episodes) == self.num_episodes and all(e.ended for e in episodes)
+    if not is_whole or checksum != self._play_checksum:
       raise ValueError(f'{path}: not what the run played up to its checkpoint')
     return episodes
 
@@ -207,7 +214,7 @@ class OnlineLearner:
     rng = np.random.default_rng((self._seed, self.num_episodes))
     self._episode_seed = int(rng.integers(2**31))
     self.epsilon = self._schedule.epsilon(self.num_steps)
-    self._is_random, self._random_actions = self._schedule.random_actions(
+    self._begins, self._lasts, self._random_actions = self._schedule.random_actions(
       rng, self._header.num_actions, self.epsilon
     )
     self._actions, self._choices, self._return = [], [], 0.0
@@ -220,18 +227,19 @@ class OnlineLearner:
     self._play_step(*self._choose())
 
   def _choose(self) -> tuple[int, int]:
-    """The next action, and whether it is the policy's own, if that is asked for."""
-    step = len(self._actions)
+    """The next action, and its choice as recorded.py has it, if that is asked for."""
+    step, has_choices = len(self._actions), self._header.has_choices
     action = int(self._random_actions[step])
-    is_random = self._is_random[step]
-    if is_random and not self._header.has_choices:
+    if self._lasts[step]:
+      return action, recorded.LASTING if has_choices else 0
+    if self._begins[step] and not has_choices:
       return action, 0
     _, choice, _ = self._greedy_act(
       self._learner.online_params, self._unused_key, self._game.observation()
     )
-    if not is_random:
+    if not self._begins[step]:
       action = int(choice)
-    return action, int(self._header.has_choices and action == int(choice))
+    return action, int(has_choices and action == int(choice))
 
   def _play_step(self, action: int, choice: int) -> None:
     frame = self._game.frame

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import importlib
 import os
+import time
 from typing import Any, NamedTuple
 
 import jax
@@ -64,8 +65,8 @@ class Config:
   replay_capacity: int = 1_000_000  # rows, 7,062 bytes each, blank ones included; Dopamine
   warmup_steps: int = 20_000  # agent steps, all random, before the first update's; Dopamine
   epsilon_decay_steps: int = 250_000  # agent steps from epsilon 1 to the final one; Dopamine
-  final_epsilon: float = 0.01  # probability of a random action; Dopamine
-  zeta_exponent: float | None = None  # random actions last n steps, at odds of n^-this; none: one
+  final_epsilon: float = 0.01  # probability that a random action begins; Dopamine
+  zeta_exponent: float | None = None  # a random action lasts n steps, at odds of n^-this; none: one
 
   # Machine
 
@@ -76,6 +77,9 @@ class Config:
 
   def __post_init__(self):
     program.check_run(self)
+    if self.results_csv_path is not None:
+      is_free = os.path.basename(self.results_csv_path) != RECORDING
+      program.check(self, 'results_csv_path', is_free, 'another name: the recording has this one')
     program.check(self, 'agent', self.agent in AGENTS, ', '.join(AGENTS))
     program.check_positive(
       self, 'steps_per_update', 'replay_capacity', 'warmup_steps', 'epsilon_decay_steps',
@@ -84,8 +88,6 @@ class Config:
     program.check_in_unit_interval(self, 'final_epsilon')
     if self.zeta_exponent is not None:
       program.check(self, 'zeta_exponent', self.zeta_exponent > 1, 'more than 1')
-      # An action that is repeated has probability 1, of which a recording has no word.
-      program.check(self, 'zeta_exponent', not self.log_probabilities, 'none, to log probabilities')
     agents = agent_config(self)
     least = 4 + (agents.n_step if agents else 1)  # with fewer, there is nothing to sample
     program.check(self, 'warmup_steps', self.warmup_steps >= least, f'{least} or more')
@@ -125,10 +127,10 @@ class _Random:
     return rng_key, jax.random.randint(action_key, (), 0, self._num_actions), jnp.zeros(())
 
 
-# Flags of an agent's experiment that choose logs.
-_OF_LOGS = (
+# Flags of an agent's experiment that choose logs; and evaluation is not beside learning here.
+_FOREIGN = (
   'replay_dir', 'shards', 'max_rows_per_shard', 'first_fraction', 'max_random_transitions',
-  'min_episode_return', 'top_fraction', 'replay_cache_dir', 'replay_memory_gb',
+  'min_episode_return', 'top_fraction', 'replay_cache_dir', 'replay_memory_gb', 'num_eval_workers',
 )  # fmt: skip
 
 
@@ -146,7 +148,7 @@ def agent_config(config: Config) -> Any:
     agents = program.parse_config(config_class, config.agent_flags or '')
     for field in dataclasses.fields(config_class):
       if getattr(agents, field.name) != field.default:
-        foreign = field.name in _OF_LOGS or hasattr(config, field.name)
+        foreign = field.name in _FOREIGN or hasattr(config, field.name)
         program.check(agents, field.name, not foreign, "only what is the agent's own")
   except ValueError as error:
     raise ValueError(f'--agent_flags: {program.first_line(error)}') from error
@@ -224,6 +226,10 @@ def main(config: Config) -> None:
   recording = run.directory / RECORDING
 
   progress = run.resume(agent, None)
+  if not agent.num_steps and recording.exists():  # no checkpoint goes on from it
+    kept = recording.with_name(f'{RECORDING}.{time.time_ns()}')
+    recording.rename(kept)
+    logging.warning('%s: there was one already, which is now %s', recording, kept)
   logging.info('Recording: %s', recording)
 
   def save() -> None:

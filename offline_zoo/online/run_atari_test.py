@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import pathlib
+import shutil
 import signal
 
 import chex
@@ -188,28 +189,49 @@ def test_epsilon_falls_as_dopamines():
   assert [schedule.epsilon(n) for n in steps] == pytest.approx([1, 1, 0.505, 0.01, 0.01])
 
 
+def test_schedule_and_probabilities_equal_those_of_another_codes_logging_agent(golden):
+  """n17s's fork of Dopamine's DQN."""
+  with np.load(golden / 'off_policy' / 'action_probability.npz', allow_pickle=False) as want:
+    steps, choices = want['training_steps'], want['action'] == want['greedy_action']
+    epsilons, probabilities = want['epsilon'], want['prob']
+    num_actions = int(want['num_actions'])
+  schedule = learner.Schedule(20_000, 250_000, 0.01, 4)
+  got = [schedule.epsilon(int(step)) for step in steps]
+  np.testing.assert_allclose(got, epsilons, rtol=1e-12)
+  for epsilon, choice, probability in zip(got, choices, probabilities, strict=True):
+    choices = np.array([choice], np.uint8)
+    episode = recorded.Episode(0, epsilon, True, np.zeros(1, np.uint8), choices, np.zeros(1))
+    got = recorded.probabilities(episode, num_actions)
+    np.testing.assert_allclose(got, probability, rtol=1e-6)
+  assert len(set(probabilities.tolist())) == 10
+
+
 def test_random_actions_last_as_in_epsilon_z_greedy():
-  """Algorithm 1 of Dabney et al. 2021, a step at a time; and how long they last."""
+  """Dabney et al. 2021, a step at a time: n steps in all; and how long they last."""
   schedule = learner.Schedule(20_000, 250_000, 0.01, 4, zeta_exponent=2.0)
-  is_random, actions = schedule.random_actions(np.random.default_rng(0), 18, epsilon=0.1)
+  begins, lasts, actions = schedule.random_actions(np.random.default_rng(0), 18, epsilon=0.1)
   rng = np.random.default_rng(0)
   draws, drawn = rng.random(27_000), rng.integers(18, size=27_000)
   durations = rng.zipf(2.0, 27_000)
   left, lasting = 0, []
   for step in range(27_000):
-    if not left and draws[step] < 0.1:
-      left, action = durations[step], drawn[step]
-      lasting.append(left)
-    assert is_random[step] == (left > 0)
+    assert lasts[step] == (left > 0)
+    if not left:
+      assert begins[step] == (draws[step] < 0.1)
+      if begins[step]:
+        left, action = durations[step], drawn[step]
+        lasting.append(left)
     if left:
       assert actions[step] == action
       left -= 1
   rates = [np.mean(np.equal(lasting, n)) for n in (1, 2, 3)]  # of 1 / (zeta(2) n^2)
   np.testing.assert_allclose(rates, [0.608, 0.152, 0.068], atol=0.03)
   # Without an exponent, one step each.
-  once, actions = learner.Schedule(0, 1, 0.1, 4).random_actions(np.random.default_rng(0), 18, 0.1)
-  np.testing.assert_array_equal(once, draws < 0.1)
+  schedule = schedule._replace(zeta_exponent=None)
+  begins, lasts, actions = schedule.random_actions(np.random.default_rng(0), 18, epsilon=0.1)
+  np.testing.assert_array_equal(begins, draws < 0.1)
   np.testing.assert_array_equal(actions, drawn)
+  assert not lasts.any()
 
 
 # Resumption, bit for bit.
@@ -308,6 +330,56 @@ def test_random_play(tmp_path):
   assert recorded.verify(recording(settings), 1)[1] == 180
 
 
+def test_other_values_arrive_and_a_run_of_them_goes_on(tmp_path, monkeypatch):
+  """Of an agent that always takes action 2; without choices, and with random actions that last."""
+  settings = make_settings(
+    tmp_path, log_probabilities=False, zeta_exponent=2.0, steps_per_update=2, warmup_steps=60,
+    epsilon_decay_steps=1, final_epsilon=0.1, num_updates_per_iteration=100, num_iterations=2,
+    agent_flags='--batch_size=4 --n_step=3 --discount=0.9 --max_abs_reward=0.5',
+  )  # fmt: skip
+  started, start = [], learner.OnlineLearner.start
+
+  def start_with_spies(self, *args):
+    self._greedy_act = lambda *_: (None, jnp.asarray(2), None)
+    started.append(self)
+    start(self, *args)
+
+  monkeypatch.setattr(learner.OnlineLearner, 'start', start_with_spies)
+  whole = {**settings, 'results_csv_path': str(tmp_path / 'whole' / 'results.csv')}
+  run(whole)
+  run({**settings, 'num_iterations': 1})
+  run(settings)
+  assert_as_undisturbed(settings, (whole, None))
+  data = started[0]._replay.data()
+  assert (data.n_step, data.discount, data.max_abs_reward) == (3, 0.9, 0.5)
+  header, episodes = recorded.read(recording(settings))
+  episodes = [*episodes]
+  assert not header.has_choices and sum(len(e.actions) for e in episodes) == 60 + 2 * 200
+  schedule, actions = started[0]._schedule, []
+  for number, episode in enumerate(episodes):
+    rng = np.random.default_rng((3, number))
+    assert episode.seed == rng.integers(2**31)
+    begins, lasts, randoms = schedule.random_actions(rng, 4, episode.epsilon)
+    wanted = np.where(begins | lasts, randoms, 2)[: len(episode.actions)]
+    np.testing.assert_array_equal(episode.actions, wanted)
+    actions += [*lasts[: len(wanted)]]
+  assert schedule.zeta_exponent == 2 and any(actions) and {e.epsilon for e in episodes} > {1.0}
+
+
+def test_a_recording_without_a_checkpoint_is_kept(tmp_path):
+  settings = make_settings(tmp_path, num_iterations=1, num_updates_per_iteration=5)
+  run(settings)
+  before = recording(settings).read_bytes()
+  for path in recording(settings).parent.iterdir():
+    if path.name == 'checkpoint':
+      shutil.rmtree(path)
+    elif path.name != 'recorded.play':
+      path.unlink()
+  run(settings)
+  (kept,) = recording(settings).parent.glob('recorded.play.*')
+  assert kept.read_bytes() == before == recording(settings).read_bytes()
+
+
 # Bad input.
 
 
@@ -316,6 +388,11 @@ def test_a_recording_that_is_not_the_runs(tmp_path):
   run(settings)
   path, content = recording(settings), recording(settings).read_bytes()
   more = {**settings, 'num_iterations': 2}
+  path.write_bytes(content.replace(b'ale-py 0', b'ale-py 9'))
+  with pytest.raises(
+    ValueError, match=r'recorded\.play: its emulator is ale-py 9.*, here it is ale'
+  ):
+    run(more)
   path.unlink()
   with pytest.raises(FileNotFoundError, match=r'recorded\.play: no such recording'):
     run(more)
@@ -340,8 +417,9 @@ def test_a_recording_that_is_not_the_runs(tmp_path):
     ({'final_epsilon': 2.0}, '--final_epsilon'),
     ({'steps_per_update': 0}, '--steps_per_update=0'),
     ({'zeta_exponent': 1.0}, '--zeta_exponent=1.0: expected more than 1'),
-    ({'zeta_exponent': 2.0}, '--zeta_exponent=2.0: expected none, to log probabilities'),
     ({'seed': -1}, '--seed=-1'),
+    ({'agent_flags': '--num_eval_workers=0'}, '--agent_flags: --num_eval_workers=0'),
+    ({'results_csv_path': 'x/recorded.play'}, '--results_csv_path=.*the recording has this one'),
     ({'environment_name': 'brekout'}, "unknown game 'brekout'"),
   ],
 )

@@ -8,7 +8,9 @@ Offline as in Agarwal et al. 2020.
 Differences from the papers:
 
 * SAME padding in the convolutions, as in Dopamine and batch_rl; Mnih et al. use VALID.
-* Adam with batch_rl's rate of 5e-5, which is Dabney et al.'s, and initialisation as in batch_rl.
+* Adam with batch_rl's rate of 5e-5, which is Dabney et al.'s, and initialisation as in batch_rl. It
+  is Optax's; TensorFlow's, which batch_rl uses, adds epsilon before it corrects the bias of v, as
+  if epsilon were 31.6 times larger at first.
 * Batches are drawn anew from all loaded data for each update. batch_rl draws from five shards of
   fifty at a time and changes them every iteration.
 """

@@ -8,6 +8,8 @@ And Ensemble-DQN, by one argument.
 Differences from the paper:
 
 * SAME padding in the convolutions, as in Dopamine and batch_rl; Mnih et al. use VALID.
+* Adam is Optax's. TensorFlow's, which batch_rl uses, adds epsilon before it corrects the bias of v,
+  which is as if epsilon were 31.6 times larger at first.
 * Batches are drawn anew from all loaded data for each update. batch_rl draws from five shards of
   fifty at a time and changes them every iteration.
 """
