@@ -12,7 +12,7 @@ import pathlib
 import google_crc32c
 from absl import logging
 
-from offline_zoo import atari_data, program
+from offline_zoo import program
 from offline_zoo.logs import demo, recorded
 
 RECORDINGS = pathlib.Path(__file__).parent / 'miniature'
@@ -39,21 +39,20 @@ def find(replay_dir: str | None, environment_name: str) -> pathlib.Path:
   """
   if replay_dir not in NAMES:
     return pathlib.Path(replay_dir or '')
-  game = atari_data.game(environment_name).name
   games = miniature_games()
-  if replay_dir == 'demo' or (replay_dir is None and game not in games):
-    return demo.default_dir(game)
-  if game not in games:
+  if replay_dir == 'demo' or (replay_dir is None and environment_name not in games):
+    return demo.default_dir(environment_name)
+  if environment_name not in games:
     raise ValueError(
-      f'--replay_dir=miniature: there is no {game}; expected {", ".join(games)}, or '
+      f'--replay_dir=miniature: there is no {environment_name}; expected {", ".join(games)}, or '
       '--replay_dir=demo'
     )
   home = program.user_cache_dir()
   if home is None:
     raise FileNotFoundError('--replay_dir: there is no home directory for its logs; name one')
   # Another version of the recording is expanded to another place.
-  checksum = google_crc32c.value((RECORDINGS / f'{game}.play').read_bytes())
-  return home / 'miniature' / f'{game}-{checksum:08x}'
+  checksum = google_crc32c.value(_recording(environment_name).read_bytes())
+  return home / 'miniature' / f'{environment_name}-{checksum:08x}'
 
 
 def find_or_make(replay_dir: str | None, environment_name: str) -> pathlib.Path:
@@ -71,11 +70,15 @@ def find_or_make(replay_dir: str | None, environment_name: str) -> pathlib.Path:
     return directory
   if directory == demo.default_dir(environment_name):
     return demo.find_or_make(environment_name)
-  path = RECORDINGS / f'{atari_data.game(environment_name).name}.play'
   logging.info('The miniature DQN replay of %s: expanding it to %s', environment_name, directory)
+  num_processes = min(os.cpu_count() or 1, 8)
   try:
-    recorded.expand(path, directory, _SHARD_CAPACITY, min(os.cpu_count() or 1, 8))
-  except OSError:
+    recorded.expand(_recording(environment_name), directory, _SHARD_CAPACITY, num_processes)
+  except (OSError, ValueError) as error:
     if not directory.exists():  # else another process has just made them: the same ones
-      raise
+      raise type(error)(f'{error}; --replay_dir=demo needs no recording') from error
   return directory
+
+
+def _recording(environment_name: str) -> pathlib.Path:
+  return RECORDINGS / f'{environment_name}.play'

@@ -25,7 +25,7 @@ def test_the_miniature_replay_is_expanded_once_and_holds_what_was_played(home, m
   directory = bundled.find_or_make(None, 'breakout')
   with monkeypatch.context() as patch:
     patch.setattr(recorded, 'expand', lambda *_: pytest.fail('again'))
-    assert bundled.find_or_make('miniature', 'Breakout') == directory
+    assert bundled.find_or_make('miniature', 'breakout') == directory
   assert directory.parent == home / 'miniature' and directory.name.startswith('breakout-')
   data = replay.load(directory, num_actions=4)
   learnt_from = replay.gather(data, replay.valid_rows(data))
@@ -56,6 +56,14 @@ def test_demo_logs_of_games_that_it_lacks_and_where_they_are_asked_for(home, mon
   assert bundled.find_or_make(None, 'pong') == 'demo logs of pong'
   assert bundled.find_or_make('demo', 'breakout') == 'demo logs of breakout'
   assert bundled.find(None, 'pong') == home / 'demo_logs' / 'pong'
+
+
+def test_a_recording_that_does_not_come_out_names_what_does(home):
+  path = bundled.RECORDINGS / 'breakout.play'
+  path.write_bytes(path.read_bytes().replace(b'"rom_md5": "', b'"rom_md5": "0'))
+  with pytest.raises(ValueError, match=r'breakout\.play: .*; --replay_dir=demo needs no recording'):
+    bundled.find_or_make(None, 'breakout')
+  assert not home.exists() or not [*home.glob('miniature/breakout*')]
 
 
 def test_a_directory_is_the_users_even_if_it_is_missing(tmp_path):

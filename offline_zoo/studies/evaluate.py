@@ -156,7 +156,7 @@ def agreement_table(chosen: np.ndarray, logged: np.ndarray, meanings: list[str])
 
 
 def load_logs(config: Config, trained: trained_agent.Trained) -> replay.ReplayData | None:
-  """Loads the logs of --replay_dir, or else the run's own; None if these are no longer there."""
+  """Loads the logs of --replay_dir, or else the run's own; None if they are not those any more."""
   flags = trained.config
   if config.replay_dir is not None:
     replay_dir = bundled.find_or_make(config.replay_dir, flags.environment_name)
@@ -181,6 +181,11 @@ def load_logs(config: Config, trained: trained_agent.Trained) -> replay.ReplayDa
     memory_gb=getattr(flags, 'replay_memory_gb', None),
     **chosen,
   )
+  if config.replay_dir is None and logs.checksum != trained.replay_checksum:
+    logging.warning(
+      'No agreement: the logs at %s are not those that it learnt from; see --replay_dir', replay_dir
+    )
+    return None
   return logs.resident(1, 1)
 
 

@@ -512,6 +512,10 @@ def main(config: Config) -> None:
     is_missing = replay_dir not in bundled.NAMES and not os.path.isdir(replay_dir)
     if run.make is None and is_missing:
       raise ValueError(f'{path}: data {run.data!r}: there are no logs at {replay_dir}, and no make')
+    try:
+      bundled.find(replay_dir, run.config.environment_name)
+    except ValueError as error:
+      raise ValueError(f'{path}: data {run.data!r}: {error}') from error
   if config.slurm_path is not None:
     results.write_atomically(pathlib.Path(config.slurm_path), slurm_script(path, every_run))
     logging.info('Script: %s', config.slurm_path)
@@ -532,6 +536,9 @@ def main(config: Config) -> None:
   if config.ray_address is not None:
     executor = Ray(path, every_run, config)
   else:
+    for run in runs:  # once, not in each run that begins at the same time
+      if run.config.replay_dir in bundled.NAMES:
+        bundled.find_or_make(run.config.replay_dir, run.config.environment_name)
     executor = Here(config.num_parallel, config.niceness)
   failed, stopped = run_all(runs, executor, config.num_retries, display)
   display.show(failed)
