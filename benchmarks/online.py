@@ -1,18 +1,23 @@
 """How much of what acting and learning alone allow, acting and learning in turns reaches.
 
   python -m benchmarks.online [--agent=dqn] [--environment_name=pong] [--rounds=10]
+  python -m benchmarks.online --peer=/tmp/peer_dopamine/bin/python
 
 In turns: `learn` of an online learner, which plays four agent steps and logs them before each
-update; the same steps alone; the same updates alone. With all actions the network's.
+update; the same steps alone; the same updates alone. With all actions the network's. With a peer,
+the same of Dopamine's DQN in its own loop, in the same rounds; peers/README.md makes its
+environment.
 """
 
 import argparse
+import itertools
 import pathlib
 import time
 
 import jax
 import numpy as np
 
+from benchmarks.peers import protocol
 from offline_zoo import atari_env
 from offline_zoo.online import run_atari
 
@@ -27,6 +32,7 @@ def main() -> None:
   parser.add_argument('--warmup_steps', type=int, default=5_000)
   parser.add_argument('--rounds', type=int, default=10)
   parser.add_argument('--updates', type=int, default=50, help='a round')
+  parser.add_argument('--peer', help="the Python of Dopamine's environment")
   args = parser.parse_args()
 
   jax.config.update('jax_numpy_rank_promotion', 'raise')
@@ -50,37 +56,55 @@ def main() -> None:
   def learn() -> None:
     learner.learn(args.updates)
 
+  # After these two, steps and updates are again as the schedule has them.
   def act() -> None:
     for _ in range(STEPS * args.updates):
       learner.play_step()
-    # These are not of the schedule, which would otherwise wait for its updates.
-    learner.num_steps -= STEPS * args.updates
 
   def update() -> None:
     for _ in range(args.updates):
       learner.learn_step()
 
-  seconds: dict[str, list[float]] = {'together': [], 'acting': [], 'learning': []}
-  for function in (learn, act, update):
-    function()
-  for _ in range(args.rounds):
-    for name, function in zip(seconds, (learn, act, update), strict=True):
-      start = time.perf_counter()
-      function()
-      seconds[name].append((time.perf_counter() - start) / args.updates)
+  functions = {'together': learn, 'acting': act, 'learning': update}
 
-  medians = {name: 1e3 * np.median(times) for name, times in seconds.items()}
-  ratios = (np.array(seconds['acting']) + seconds['learning']) / seconds['together']
+  def ours(what: str) -> float:
+    start = time.perf_counter()
+    functions[what]()
+    return time.perf_counter() - start
+
+  loops = {f'{args.agent} here': ours}
+  if args.peer:
+    peer = protocol.Peer(
+      args.peer, 'dopamine_play.py', f'--environment_name={args.environment_name}',
+      f'--warmup_steps={args.warmup_steps}', f'--capacity={args.replay_capacity}',
+    )  # fmt: skip
+    loops["Dopamine's dqn"] = lambda what: peer.ask({'do': what, 'updates': args.updates})[
+      'seconds'
+    ]
+    print(peer.ready['versions'])
+
+  seconds = {name: {what: np.zeros(args.rounds) for what in functions} for name in loops}
+  for number in range(-1, args.rounds):  # the first one warms up
+    for (name, loop), what in itertools.product(loops.items(), functions):
+      seconds[name][what][number] = loop(what) / args.updates
+
   print(
-    f'{args.agent}, {args.environment_name}, {jax.devices()[0].device_kind}, '
-    f'{args.rounds} rounds of {args.updates} updates, {STEPS} agent steps each'
+    f'\n{args.environment_name}, {jax.devices()[0].device_kind}, {args.rounds} rounds of '
+    f'{args.updates} updates, {STEPS} agent steps each\n'
   )
-  print(', '.join(f'{name} {ms:.1f} ms an update' for name, ms in medians.items()))
-  print(
-    f'{1e3 / medians["together"]:.1f} updates/s, {1e3 * STEPS / medians["together"]:.0f} agent '
-    f'steps/s; {np.median(ratios):.2f} ({ratios.min():.2f} to {ratios.max():.2f}) of what the sum '
-    'of acting and learning allows'
-  )
+  print(f'| ms an update | {" | ".join(functions)} | sum over together | agent steps/s |')
+  print('|' + '---|' * (len(functions) + 3))
+  for name, times in seconds.items():
+    ratios = (times['acting'] + times['learning']) / times['together']
+    medians = [f'{1e3 * np.median(times[what]):.1f}' for what in functions]
+    print(
+      f'| {name} | {" | ".join(medians)} '
+      f'| {np.median(ratios):.2f} ({ratios.min():.2f} to {ratios.max():.2f}) '
+      f'| {STEPS / np.median(times["together"]):.0f} |'
+    )
+  if args.peer:
+    one, other = (times['together'] for times in seconds.values())
+    print(f'\nDopamine over ours, together: {np.median(other / one):.2f}')
 
 
 if __name__ == '__main__':
