@@ -8,6 +8,8 @@ import pytest
 from offline_zoo import replay
 from offline_zoo.logs import bundled, demo, play, recorded
 
+SHIPPED_RECORDINGS = bundled.RECORDINGS
+SHIPPED = ('breakout', 'freeway', 'pong')
 CONFIG = demo.Config(environment_name='breakout', num_transitions=300, policy='random')
 
 
@@ -69,6 +71,27 @@ def test_a_recording_that_does_not_come_out_names_what_does(home):
 def test_a_directory_is_the_users_even_if_it_is_missing(tmp_path):
   assert bundled.find_or_make(f'{tmp_path}/none', 'breakout') == tmp_path / 'none'
   assert bundled.find_or_make('./miniature', 'pong') == pathlib.Path('miniature')
+
+
+@pytest.mark.parametrize('game', SHIPPED)
+def test_what_is_shipped(game: str):
+  """Its size, its protocol, and that its first episode and a late one come out as recorded."""
+  path = SHIPPED_RECORDINGS / f'{game}.play'
+  header, episodes = recorded.read(path)
+  episodes = [*episodes]
+  assert header.environment_name == game and header.has_choices
+  assert header.sticky_action_probability == 0.25
+  assert path.stat().st_size < 1_000_000
+  assert sum(len(episode.actions) for episode in episodes) >= 300_000
+  assert episodes[0].epsilon == 1 and episodes[-2].epsilon == np.float32(0.01)
+  chosen = [episodes[0], episodes[-2]]
+  first, late = recorded.play_again(path, header, chosen, 1)
+  assert late.rewards.sum() > first.rewards.sum()
+
+
+def test_the_games_that_are_shipped(monkeypatch):
+  monkeypatch.setattr(bundled, 'RECORDINGS', SHIPPED_RECORDINGS)
+  assert bundled.miniature_games() == [*SHIPPED]
 
 
 def test_games_that_it_lacks():
