@@ -216,7 +216,8 @@ def compare_returns(read: Sequence[Run]) -> list[str]:
       )
       for some in of_data.values()
     ]
-    references.append([f'*{label}*', *values])
+    if any(values):
+      references.append([f'*{label}*', *values])
   usual, table = _matrix(read, cells, facts, references)
   return [
     'Mean return of the last evaluation that all seeds have had; in brackets, the lowest and the '

@@ -159,6 +159,14 @@ def test_clipped_logged_means_are_not_passed(write_csv):
   assert table.splitlines()[2:4] == ['| cql | 8.0 |', '| *logged mean* | 7.5, clipped |']
 
 
+def test_an_agent_that_learns_online_has_no_logged_mean(write_csv):
+  path = write_csv('o/results.csv', [8.0], 'online_dqn', logged=7.5)
+  _, table = report.compare_returns(runs.read([path]))
+  assert table.splitlines()[2:] == [
+    '| online_dqn | 8.0 |', '| *random play* | 0.0 |', '| *human* | 29.6 |'
+  ]  # fmt: skip
+
+
 def test_the_speed_of_a_study_by_hand(study):
   read = read_study(study)
   said, table = report.compare_speed(read)
