@@ -83,6 +83,7 @@ from offline_zoo import (
   replay,
   results,
 )
+from offline_zoo.logs import bundled
 from offline_zoo.studies import evaluate, plan
 
 ALGORITHMS = {'tianshou': ('cql', 'bcq', 'bc', 'crr'), 'd3rlpy': ('cql', 'bcq')}
@@ -216,10 +217,10 @@ class Players(playing.Players):
     self._act = act_in
 
 
-def mean_logged_return(config: Any) -> float:
+def mean_logged_return(replay_dir: pathlib.Path, config: Any) -> float:
   """Averages the returns of the logs' episodes, as our runs do."""
   cache_dir = replay.cache_dir(config.replay_cache_dir)
-  return replay.Logs(config.replay_dir, cache_dir=cache_dir).mean_episode_return
+  return replay.Logs(replay_dir, cache_dir=cache_dir).mean_episode_return
 
 
 def learn(task: Task, stop: parts.StopSignal, log: IO[Any]) -> np.ndarray:
@@ -237,9 +238,10 @@ def learn(task: Task, stop: parts.StopSignal, log: IO[Any]) -> np.ndarray:
     rom_dir=config.rom_dir,
   )
   num_actions = make_environment(seed=0).action_spec().num_values
-  logged = mean_logged_return(config)
+  replay_dir = bundled.find_or_make(config.replay_dir, config.environment_name)
+  logged = mean_logged_return(replay_dir, config)
   peer = protocol.Peer(
-    task.python, f'{task.library}_learn.py', f'--replay_dir={config.replay_dir}',
+    task.python, f'{task.library}_learn.py', f'--replay_dir={replay_dir}',
     '--transitions=0', f'--num_actions={num_actions}', f'--seed={config.seed}',
     f'--values={json.dumps(task.values)}', stderr=log,
   )  # fmt: skip

@@ -70,13 +70,13 @@ def main() -> None:
   args = parser.parse_args()
 
   demo.find_or_make(args.environment_name)
-  game = f'--environment_name={args.environment_name}'
-  start(args.agent, game, '--compilation_cache_dir=none')  # encodes the logs
+  flags = (f'--environment_name={args.environment_name}', '--replay_dir=demo')
+  start(args.agent, *flags, '--compilation_cache_dir=none')  # encodes the logs
   seconds: dict[str, list[np.ndarray]] = {'empty cache': [], 'warm cache': []}
   for _ in range(args.rounds):
     with tempfile.TemporaryDirectory() as cache:
       for rounds in seconds.values():
-        rounds.append(start(args.agent, game, f'--compilation_cache_dir={cache}'))
+        rounds.append(start(args.agent, *flags, f'--compilation_cache_dir={cache}'))
   print(f'{args.agent} on {args.environment_name}, {args.rounds} rounds\n')
   print('| seconds | ' + ' | '.join(STAGES) + ' | together |')
   print('|' + '---|' * (len(STAGES) + 2))

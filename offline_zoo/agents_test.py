@@ -36,7 +36,7 @@ from offline_zoo import (
   seeds,
   testing,
 )
-from offline_zoo.logs import demo
+from offline_zoo.logs import bundled
 
 pytestmark = pytest.mark.usefixtures('compiled_quickly')
 
@@ -375,7 +375,7 @@ def run_with_spies(module, config, monkeypatch) -> Spies:
     (atari_env, 'rom_note', 'rom_note', lambda *_: 'another ROM'),
     (replay, 'Logs', 'Logs', lambda *_, **__: logs),
     (replay, 'cache_dir', 'cache_dir', lambda flag: f'cache {flag}'),
-    (demo, 'find_or_make', 'find_or_make', lambda game: f'demo logs of {game}'),
+    (bundled, 'find_or_make', 'find_or_make', lambda name, game: name or f'logs of {game}'),
     (parts, 'learn_iteration', 'learn_iteration', learn_iteration),
     (seeds, 'Seeds', 'Seeds', lambda agent, _: agent),
     (evaluation, 'Evaluator', 'Evaluator', lambda *_: Evaluator()),
@@ -404,7 +404,7 @@ def test_every_flag_arrives_under_its_name(agent, monkeypatch):
       value = getattr(config, name)
       for function, parameter, *which in PLACES.get(name, [(x, name) for x in OWN_NAMES]):
         if flipped and name == 'replay_dir':
-          value = 'demo logs of pong'
+          value = 'logs of pong'
         if flipped and name == 'replay_cache_dir':
           value = None
         given = [x[parameter] for x in spies.arguments(function) if parameter in x]
@@ -424,6 +424,9 @@ def test_every_flag_arrives_under_its_name(agent, monkeypatch):
 def test_main_passes_on_what_it_makes(agent, monkeypatch, caplog):
   module = testing.run_atari(agent)
   config = distinctive(module.Config, None)
+  with monkeypatch.context() as patch:  # our own logs are played with the ROM that there is here
+    run_with_spies(module, dataclasses.replace(config, replay_dir='demo'), patch)
+  assert 'another ROM' not in caplog.messages
   spies = run_with_spies(module, config, monkeypatch)
   assert spies.arguments('rom_note') == [
     {'environment_name': config.environment_name, 'rom_dir': config.rom_dir}

@@ -22,6 +22,7 @@ class Trained:
     make_environment: makes the game anew, with an argument `seed`.
     agent: acts as in evaluation.
     num_updates: that it has made.
+    replay_checksum: of the logs that it learnt from, see `replay.Logs`; None: it learnt online.
   """
 
   name: str
@@ -31,6 +32,7 @@ class Trained:
   make_environment: Callable[..., atari_env.AtariEnv]
   agent: parts.Learner
   num_updates: int
+  replay_checksum: int | None
 
 
 def restore(
@@ -59,7 +61,8 @@ def restore(
   checkpoint = saved.restore() if which == 'last' else saved.restore_one(which)
   assert checkpoint is not None
   try:
-    name, flags = checkpoint.record['identity']['agent'], checkpoint.record['identity']['flags']
+    identity = checkpoint.record['identity']
+    name, flags = identity['agent'], identity['flags']
     package = 'online' if name.startswith('online_') else name
     if package == 'online':  # only what was learnt, not where the play was
       checkpoint = checkpoint.part('.learner')
@@ -87,5 +90,13 @@ def restore(
   agent = module.make_agent(config, environment.action_spec().num_values, None)
   state = checkpoint.state(agent.get_state())
   agent.set_state(state)
-  num_updates = int(state.num_updates)
-  return Trained(name, config, seed, environment, make_environment, agent, num_updates)
+  return Trained(
+    name,
+    config,
+    seed,
+    environment,
+    make_environment,
+    agent,
+    int(state.num_updates),
+    identity.get('replay_checksum'),
+  )

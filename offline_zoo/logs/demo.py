@@ -229,7 +229,7 @@ def find_or_make(environment_name: str) -> pathlib.Path:
   replay_dir = default_dir(environment_name)
   if not replay_dir.exists():
     logging.info(
-      'No --replay_dir and no demo logs yet: playing %d transitions of %s, to be kept in %s',
+      'No demo logs yet: playing %d transitions of %s, to be kept in %s',
       config.num_transitions, environment_name, replay_dir,
     )  # fmt: skip
     try:

@@ -65,6 +65,16 @@ def test_a_recording_expands_to_what_would_have_been_logged(path, tmp_path):
   assert directory_bytes(tmp_path / 'expanded') == directory_bytes(tmp_path / 'logged')
 
 
+def test_episodes_are_played_again_in_any_order(path):
+  header, episodes = recorded.read(path)
+  episodes = [*episodes]
+  forward = [*recorded.play_again(path, header, episodes, 1)]
+  backward = [*recorded.play_again(path, header, episodes[::-1], 1)]
+  for one, other in zip(forward, backward[::-1], strict=True):
+    for column, again in zip(one, other, strict=True):
+      np.testing.assert_array_equal(column, again)
+
+
 def test_batch_rls_own_loader_reads_what_is_expanded(golden, tmp_path, monkeypatch):
   """All that it can sample of an online run's play is what ours can, and is equal."""
   monkeypatch.setattr(recorded, 'STEPS_PER_CHECKSUM', 1000)

@@ -19,7 +19,7 @@ from offline_zoo import (
   results,
   seeds,
 )
-from offline_zoo.logs import demo
+from offline_zoo.logs import bundled
 
 from . import agent
 
@@ -36,7 +36,8 @@ class Config:
   # Game and data
 
   environment_name: str = 'pong'  # snake_case name of a game, see atari_data.py
-  replay_dir: str | None = None  # directory of log shards; default: demo logs, made if missing
+  replay_dir: str | None = None  # directory of log shards; or miniature, or demo; default: the
+  # miniature DQN replay of a game that it has, else demo logs, made if missing
   shards: tuple[int, ...] | None = None  # numbers of the shards to load; default: all
   max_rows_per_shard: int | None = None  # first rows of each shard to load (CQL's 1%: 10000)
   first_fraction: float | None = None  # of each shard's episodes, those that come first
@@ -133,7 +134,7 @@ def main(config: Config) -> None:
   )
   num_actions = make_environment(seed=0).action_spec().num_values
   logs = replay.Logs(
-    config.replay_dir or demo.find_or_make(config.environment_name),
+    bundled.find_or_make(config.replay_dir, config.environment_name),
     config.shards,
     n_step=config.n_step,
     discount=config.discount,
@@ -150,7 +151,8 @@ def main(config: Config) -> None:
     seed=config.seed,
   )
   logging.info('Replay: %s', logs.describe())
-  if config.replay_dir and (note := atari_env.rom_note(config.environment_name, config.rom_dir)):
+  note = atari_env.rom_note(config.environment_name, config.rom_dir)
+  if note and config.replay_dir not in bundled.NAMES:
     logging.warning(note)
 
   data = logs.resident(run.progress.iteration, config.num_iterations)

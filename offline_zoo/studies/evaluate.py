@@ -22,7 +22,7 @@ import numpy as np
 from absl import logging
 
 from offline_zoo import atari_data, parts, playing, program, replay, results, trained_agent
-from offline_zoo.logs import demo
+from offline_zoo.logs import bundled
 from offline_zoo.studies import statistics
 
 _BATCH_SIZE = 100  # states
@@ -43,7 +43,7 @@ class Config:
   csv_path: str | None = None  # where to write each episode's return
   video_path: str | None = None  # where to record the first episode, as MP4
   num_states: int = 10_000  # logged states to compare actions in; 0: none
-  replay_dir: str | None = None  # the logs to compare with; default: the run's own
+  replay_dir: str | None = None  # the logs to compare with, as run_atari has it; default: the run's
   rom_dir: str | None = None  # of the ROM to play, see roms.py; default: the run's own
   seed: int = 0  # of episodes and states
   jax_platform_name: str | None = None  # cpu or cuda; default: JAX's choice
@@ -156,15 +156,16 @@ def agreement_table(chosen: np.ndarray, logged: np.ndarray, meanings: list[str])
 
 
 def load_logs(config: Config, trained: trained_agent.Trained) -> replay.ReplayData | None:
-  """Loads the logs of --replay_dir, or else the run's own; None if these are no longer there."""
+  """Loads the logs of --replay_dir, or else the run's own; None if they are not those any more."""
   flags = trained.config
   if config.replay_dir is not None:
-    replay_dir, chosen = pathlib.Path(config.replay_dir), {}
+    replay_dir = bundled.find_or_make(config.replay_dir, flags.environment_name)
+    chosen = {}
   else:
     if not hasattr(flags, 'replay_dir'):
       logging.warning('No agreement: this run learnt from its own play; see --replay_dir')
       return None
-    replay_dir = pathlib.Path(flags.replay_dir or demo.default_dir(flags.environment_name))
+    replay_dir = bundled.find(flags.replay_dir, flags.environment_name)
     names = (
       'shards', 'max_rows_per_shard', 'first_fraction', 'max_random_transitions',
       'min_episode_return', 'top_fraction', 'seed',
@@ -180,6 +181,11 @@ def load_logs(config: Config, trained: trained_agent.Trained) -> replay.ReplayDa
     memory_gb=getattr(flags, 'replay_memory_gb', None),
     **chosen,
   )
+  if config.replay_dir is None and logs.checksum != trained.replay_checksum:
+    logging.warning(
+      'No agreement: the logs at %s are not those that it learnt from; see --replay_dir', replay_dir
+    )
+    return None
   return logs.resident(1, 1)
 
 

@@ -151,7 +151,7 @@ def test_the_table():
   ]
 
 
-def test_the_program(run, capsys, tmp_path):
+def test_the_program(run, capsys, caplog, tmp_path):
   before = sorted(run.rglob('*'))
   settings = {'checkpoint_dir': str(run / 'checkpoint'), 'episodes': 2, 'num_states': 30}
   evaluate.main(evaluate.Config(**settings))
@@ -189,6 +189,11 @@ def test_the_program(run, capsys, tmp_path):
       evaluate.Config(**settings | {'replay_dir': str(run / 'elsewhere')}), trained
     )
     assert evaluate.compare_actions(trained.agent, data, 30, 0)[0].shape == (30,)
+    # Nor if there are others in their place.
+    testing.write_logs(run / 'logs', num_transitions=60)
+    assert evaluate.load_logs(evaluate.Config(**settings), trained) is None
+    assert 'are not those that it learnt from' in caplog.text
+    shutil.rmtree(run / 'logs')
   finally:
     (run / 'elsewhere').rename(run / 'logs')
 

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, NamedTuple
 from absl import flags
 
 from offline_zoo import atari_data, program, results
+from offline_zoo.logs import bundled
 from offline_zoo.studies import evaluate
 
 _PACKAGE = pathlib.Path(__file__).parents[1]
@@ -187,6 +188,8 @@ def read(path: pathlib.Path) -> list[Run]:
         raise ValueError('there are two of this name')
       atari_data.game(data['environment_name'])
       _check_flags(data.get('flags', []))
+      if 'make' in data and data['replay_dir'] in bundled.NAMES:
+        raise ValueError(f'make: nothing, for {data["replay_dir"]} is made by the runs')
       runs[data['name']] = [
         _run(sweep, data, agent, seed) for seed in data['seeds'] for agent in data['agents']
       ]

@@ -63,6 +63,7 @@ from typing import Any, BinaryIO, Protocol
 from absl import logging
 
 from offline_zoo import parts, program, results
+from offline_zoo.logs import bundled
 from offline_zoo.studies import plan
 
 _PATIENCE = 0.2  # seconds until it is looked again whether something has ended
@@ -508,8 +509,13 @@ def main(config: Config) -> None:
   every_run = plan.read(path)
   for run in every_run:
     replay_dir = run.config.replay_dir
-    if run.make is None and not os.path.isdir(replay_dir):
+    is_missing = replay_dir not in bundled.NAMES and not os.path.isdir(replay_dir)
+    if run.make is None and is_missing:
       raise ValueError(f'{path}: data {run.data!r}: there are no logs at {replay_dir}, and no make')
+    try:
+      bundled.find(replay_dir, run.config.environment_name)
+    except ValueError as error:
+      raise ValueError(f'{path}: data {run.data!r}: {error}') from error
   if config.slurm_path is not None:
     results.write_atomically(pathlib.Path(config.slurm_path), slurm_script(path, every_run))
     logging.info('Script: %s', config.slurm_path)
@@ -530,6 +536,9 @@ def main(config: Config) -> None:
   if config.ray_address is not None:
     executor = Ray(path, every_run, config)
   else:
+    for run in runs:  # once, not in each run that begins at the same time
+      if run.config.replay_dir in bundled.NAMES:
+        bundled.find_or_make(run.config.replay_dir, run.config.environment_name)
     executor = Here(config.num_parallel, config.niceness)
   failed, stopped = run_all(runs, executor, config.num_retries, display)
   display.show(failed)
