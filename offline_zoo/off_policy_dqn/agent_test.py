@@ -98,14 +98,14 @@ def test_an_update_is_a_gradient_step_on_the_loss(data, monkeypatch, first_ratio
 
 
 @pytest.mark.parametrize(
-  'settings',
+  'settings, num_updates',
   [
-    {'min_ratio': 1.0, 'max_ratio': 1.0},
-    # Logs of a policy that is pi: greedy on what is learnt from them, which is action 1.
-    {'target_epsilon': 0.8, 'min_ratio': 0.0, 'max_ratio': 10.0},
+    ({'min_ratio': 1.0, 'max_ratio': 1.0}, 45),
+    # Logs of a policy that is pi: greedy on the target's values, as they are before the first copy.
+    ({'target_epsilon': 0.8, 'min_ratio': 0.0, 'max_ratio': 10.0}, 19),
   ],
 )
-def test_on_policy_or_with_ratios_of_1_it_is_n_step_dqn(data, settings):
+def test_on_policy_or_with_ratios_of_1_it_is_n_step_dqn(data, settings, num_updates: int):
   """Action 1 is logged at 0.6, which is 1 - 0.8 + 0.8 / 2."""
   ours = make_agent(data, **settings)
   dqn = testing.make_agent(dqn_agent.Dqn, table, data, double_q=False)
@@ -113,7 +113,7 @@ def test_on_policy_or_with_ratios_of_1_it_is_n_step_dqn(data, settings):
   for learner in (ours, dqn):
     state = learner.get_state()
     learner.set_state(state._replace(online_params=first, target_params=first))
-    learner.learn(19)
+    learner.learn(num_updates)
   assert not np.allclose(q_table(dqn), first['~']['q'], atol=0.1)
   np.testing.assert_allclose(q_table(ours), q_table(dqn), rtol=1e-4)
 
