@@ -78,9 +78,11 @@ def main() -> None:
       args.peer, 'dopamine_play.py', f'--environment_name={args.environment_name}',
       f'--warmup_steps={args.warmup_steps}', f'--capacity={args.replay_capacity}',
     )  # fmt: skip
-    loops["Dopamine's dqn"] = lambda what: peer.ask({'do': what, 'updates': args.updates})[
-      'seconds'
-    ]
+
+    def theirs(what: str) -> float:
+      return peer.ask({'do': what, 'updates': args.updates})['seconds']
+
+    loops["Dopamine's dqn"] = theirs
     print(peer.ready['versions'])
 
   seconds = {name: {what: np.zeros(args.rounds) for what in functions} for name in loops}

@@ -57,12 +57,12 @@ def main():
     # Its own switches: how many steps an update takes, which beyond any number are none.
     agent.update_period = {'together': STEPS, 'acting': 10**9, 'learning': 1}[request['do']]
     agent.training_steps = 1 if request['do'] == 'acting' else 0
+    step, number = loop.step, STEPS * request['updates']
+    if request['do'] == 'learning':
+      step, number = agent._train_step, request['updates']  # pylint: disable=protected-access
     start = time.perf_counter()
-    for _ in range(request['updates'] * (1 if request['do'] == 'learning' else STEPS)):
-      if request['do'] == 'learning':
-        agent._train_step()  # pylint: disable=protected-access
-      else:
-        loop.step()
+    for _ in range(number):
+      step()
     jax.block_until_ready((agent.online_params, agent.optimizer_state))
     return {'seconds': time.perf_counter() - start}
 
