@@ -254,7 +254,11 @@ def test_what_a_file_describes(place):
     ("'logs'\n", "'none'\n", 'there are no logs at none, and no make'),
     ("'logs'\n", "'logs'\nmake = ['download']\n", r"make: expected logs\.demo or logs\.recorded"),
     ("'logs'\n", "'logs'\nmake = ['logs.demo', '--n=5']\n", "make: Unknown command line flag 'n'"),
-    ("'logs'\n", "'miniature'\n", 'there is no breakout; expected'),
+    (
+      "'breakout'\nreplay_dir = 'logs'\n",
+      "'seaquest'\nreplay_dir = 'miniature'\n",
+      'there is no seaquest; expected breakout, freeway',
+    ),
     ("'logs'\n", "'demo'\nmake = ['logs.demo']\n", 'make: nothing, for demo is made by the runs'),
     ("'logs'\n", f"'logs'\n{FILE[FILE.index('[[data'):]}", "data 'noise': there are two of this"),
     ('directory', "flagfile = 'lap.flags'\ndirectory", r'dqn: .*dqn/lap\.flags'),
