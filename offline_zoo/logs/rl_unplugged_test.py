@@ -141,7 +141,8 @@ def test_a_run_gives_the_csv_of_log_shards(both, tmp_path):
       num_updates_per_iteration=4, eval_steps=1, eval_epsilon=1.0, num_eval_workers=0, batch_size=4,
       results_csv_path=str(path),
     )  # fmt: skip
-    run_atari.main(config)
+    with testing.small_torsos():
+      run_atari.main(config)
     with open(path, newline='') as file:
       csvs.append(list(csv.DictReader(file)))
   timings = {'updates_per_second', 'eval_frame_rate', 'seconds'}

@@ -145,6 +145,7 @@ def test_learn_reaches_the_optimal_values_of_an_mdp(tmp_path, monkeypatch, ensem
   np.testing.assert_allclose(q_table(learner), want, atol=2e-3)
 
 
+@pytest.mark.usefixtures('compiled_quickly')
 def test_networks_begin_apart_and_both_forms_of_their_passes_agree(tmp_path, monkeypatch):
   """With DQN's network, of which each network has parameters of its own."""
   testing.write_logs(tmp_path, num_transitions=60)
