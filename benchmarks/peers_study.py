@@ -275,7 +275,8 @@ def learn(task: Task, stop: parts.StopSignal, log: IO[Any]) -> np.ndarray:
       del evaluated['eval_value']
       progress.finish_iteration(config, {config.seed: evaluated}, logged)
       results.CsvWriter(directory / 'results.csv').write(progress.rows)
-    returns = evaluate.play_in_groups(players, task.run.num_eval_episodes, seed=0)
+    played = evaluate.play_in_groups(players, task.run.num_eval_episodes, seed=0)
+    returns = evaluate.returns_of(played)
     trained: Any = types.SimpleNamespace(
       name=task.run.agent, config=config, seed=config.seed, num_updates=task.run.num_updates
     )

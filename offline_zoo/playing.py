@@ -1,5 +1,6 @@
 """Plays whole episodes, several of them together, and says what is counted of each."""
 
+import collections
 import contextlib
 import copy
 import dataclasses
@@ -37,12 +38,14 @@ class Episode:
     episode_return: as the game scores.
     clipped_return: with each agent step's reward clipped to [-1, 1], as in training.
     statistics: sums, over the frames that it acted in, of what the agent says of its decisions.
+    actions: in how many of these frames it did what.
   """
 
   num_frames: int = 0
   episode_return: float = 0.0
   clipped_return: float = 0.0
   statistics: dict[str, float] = dataclasses.field(default_factory=dict)
+  actions: collections.Counter[int] = dataclasses.field(default_factory=collections.Counter)
   _step_reward: float = 0.0
 
   @property
@@ -50,9 +53,10 @@ class Episode:
     """Counts agent steps, a cut-short last one included."""
     return -(-self.num_frames // atari_data.NUM_ACTION_REPEATS)
 
-  def add(self, timestep: dm_env.TimeStep, agent: parts.Agent) -> None:
-    """Counts a raw timestep in that the agent has seen."""
-    if not timestep.last():
+  def add(self, timestep: dm_env.TimeStep, agent: parts.Agent, action: int | None) -> None:
+    """Counts a raw timestep in that the agent has seen, and its answer; None: it was the last."""
+    if action is not None:
+      self.actions[int(action)] += 1
       for name, value in agent.statistics.items():
         self.statistics[name] = self.statistics.get(name, 0.0) + value
     if timestep.first():
@@ -168,8 +172,8 @@ def play_episodes(
     while loops:
       seen = [(number, *next(loop)) for number, loop in loops.items()]
       decide()
-      for number, _, timestep, agent, _ in seen:
-        episodes[number].add(timestep, agent)
+      for number, _, timestep, agent, action in seen:
+        episodes[number].add(timestep, agent, action)
         if timestep.last():
           del loops[number]
       if video is not None and seen[0][0] == first:

@@ -38,18 +38,20 @@ def test_an_episode_by_hand():
   assert (episode.num_frames, episode.num_steps) == (11, 3)
   assert (episode.episode_return, episode.clipped_return) == (66.0, 3.0)
   assert episode.statistics == {'state_value': sum(range(100, 111)) / 2}
+  assert episode.actions == dict.fromkeys(range(100, 111), 1)
 
 
 def test_clipping_is_of_agent_steps_not_frames():
   episode = playing.Episode()
   agent = types.SimpleNamespace(statistics={})
-  episode.add(dm_env.restart(0), agent)
+  episode.add(dm_env.restart(0), agent, 2)
   for reward in (0.5, 0.25, 0, 0, -3, 1, 0, 0, 1, -1, 7, 0):
-    episode.add(dm_env.transition(reward, 0), agent)
-  episode.add(dm_env.termination(-0.5, 0), agent)
+    episode.add(dm_env.transition(reward, 0), agent, 1)
+  episode.add(dm_env.termination(-0.5, 0), agent, None)
   assert episode.clipped_return == 0.75 - 1 + 1 - 0.5
   assert episode.episode_return == 0.75 - 2 + 7 - 0.5
   assert episode.num_steps == 4
+  assert episode.actions == {1: 12, 2: 1}
 
 
 def test_an_episode_ends_after_half_an_hour_of_play():

@@ -1,4 +1,4 @@
-"""Evaluates what a run has learnt: its score, a video, and how often it does what was logged.
+"""Evaluates what a run has learnt: score, video, what it does, how often that is what was logged.
 
   python -m offline_zoo.studies.evaluate --checkpoint_dir=runs/cql/freeway/1/checkpoint
 
@@ -10,12 +10,13 @@ in states drawn uniformly from the logs' valid rows. A policy that always does t
 action agrees in all of that action's states and in none else.
 """
 
+import collections
 import csv
 import dataclasses
 import io
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -58,7 +59,7 @@ class Config:
 
 def play(
   trained: trained_agent.Trained, episodes: int, seed: int, video_path: pathlib.Path | None
-) -> np.ndarray:
+) -> list[playing.Episode]:
   """Plays whole episodes as an agent that was restored; see `play_in_groups`."""
 
   def make_players(num_players: int) -> playing.Players:
@@ -74,8 +75,8 @@ def play_in_groups(
   episodes: int,
   seed: int,
   video_path: pathlib.Path | None = None,
-) -> np.ndarray:
-  """Plays whole episodes; returns their returns [episodes].
+) -> list[playing.Episode]:
+  """Plays whole episodes.
 
   Args:
     make_players: gives so many players, who play together.
@@ -85,14 +86,19 @@ def play_in_groups(
   """
   num_players = min(_MAX_PLAYERS, episodes)
   players = make_players(num_players)
-  returns: list[float] = []
+  done: list[playing.Episode] = []
   with program.progress_bar(episodes, 'playing', 'episode') as bar:
     for first in range(0, episodes, num_players):  # the last group is whole, too
       seeds = (seed, 0, first)  # no run's: its iterations count from 1
       played = players.play(seeds, video_path=None if first else video_path)
-      returns += [played[number].episode_return for number in sorted(played)]
+      done += [played[number] for number in sorted(played)]
       bar.update(min(num_players, episodes - first))
-  return np.array(returns[:episodes])
+  return done[:episodes]
+
+
+def returns_of(played: Sequence[playing.Episode]) -> np.ndarray:
+  """Gives the returns [N] of episodes."""
+  return np.array([episode.episode_return for episode in played])
 
 
 def returns_csv(trained: trained_agent.Trained, returns: np.ndarray, seed: int) -> str:
@@ -104,6 +110,13 @@ def returns_csv(trained: trained_agent.Trained, returns: np.ndarray, seed: int) 
   for number, episode_return in enumerate(returns.tolist(), start=1):
     writer.writerow([*of_all, seed, number, episode_return])
   return text.getvalue()
+
+
+def actions_line(played: Sequence[playing.Episode], meanings: list[str]) -> str:
+  """Says what was done in episodes, and how much of the time, the most frequent first."""
+  counts = sum((episode.actions for episode in played), collections.Counter())
+  shares = [f'{meanings[a]} {n / counts.total():.1%}' for a, n in counts.most_common()]
+  return f'actions: {", ".join(shares)}'
 
 
 def compare_actions(
@@ -195,7 +208,8 @@ def main(config: Config) -> None:
   )
   data = load_logs(config, trained) if config.num_states else None
   video_path = pathlib.Path(config.video_path) if config.video_path else None
-  returns = play(trained, config.episodes, config.seed, video_path)
+  played = play(trained, config.episodes, config.seed, video_path)
+  returns = returns_of(played)
   if config.csv_path is not None:
     csv_path = pathlib.Path(config.csv_path)
     text = returns_csv(trained, returns, config.seed)
@@ -210,6 +224,7 @@ def main(config: Config) -> None:
     f'{returns.mean():.1f}{interval} over {len(returns)} episodes, {returns.min():.1f} to '
     f'{returns.max():.1f}' + ('' if normalized is None else f'; {normalized:.3f} of a human')
   )
+  print(actions_line(played, trained.environment.action_meanings))
   if data is not None:
     chosen, logged = compare_actions(trained.agent, data, config.num_states, config.seed)
     print(f'\n{agreement_table(chosen, logged, trained.environment.action_meanings)}')

@@ -1,5 +1,6 @@
 """Tests for evaluate.py: the agent of a checkpoint, its score, video, and agreement with logs."""
 
+import collections
 import shutil
 import types
 
@@ -75,20 +76,24 @@ def test_a_rom_of_the_users_is_played(run, tmp_path):
 def test_episodes_are_a_function_of_seed_and_number(trained, tmp_path):
   """Played four together, and recorded or not; the one beyond the last group is played as well."""
   path = tmp_path / 'e.mp4'
-  returns = evaluate.play(trained, 5, seed=5, video_path=path)
+  returns = evaluate.returns_of(played := evaluate.play(trained, 5, seed=5, video_path=path))
   loop = parts.run_loop(trained.agent, environment := trained.make_environment(seed=0))
   alone = []
   for number in range(5):  # by what every agent does in `step`, which here is to act at random
     seed, key = playing.episode_seed(5, 0, number)
     environment.seed(seed)
     trained.agent.reset(key)
-    episode = [timestep for _, timestep, _, _ in until_last(loop)]
+    episode, actions = [], collections.Counter()
+    for _, timestep, _, action in until_last(loop):
+      episode.append(timestep)
+      actions[action] += 1
+    assert played[number].actions == actions - collections.Counter([None])
     alone.append(sum(timestep.reward for timestep in episode[1:]))
     if not number:
       assert cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FRAME_COUNT) == len(episode)
   assert returns.tolist() == alone and len({*alone}) > 1
-  assert evaluate.play(trained, 4, 5, None).tolist() == alone[:4]
-  assert evaluate.play(trained, 4, 6, None).tolist() != alone[:4]
+  assert evaluate.returns_of(evaluate.play(trained, 4, 5, None)).tolist() == alone[:4]
+  assert evaluate.returns_of(evaluate.play(trained, 4, 6, None)).tolist() != alone[:4]
 
 
 def test_other_libraries_play_the_same_episodes(run):
@@ -106,8 +111,11 @@ def test_other_libraries_play_the_same_episodes(run):
     processor = processors.AtariProcessor()
     return peers_study.Players(best_actions, processor, ours.make_environment, num_players, 0.5)
 
-  returns = evaluate.play_in_groups(players, 5, seed=3)
-  assert returns.tolist() == evaluate.play(ours, 5, 3, None).tolist() and len({*returns}) > 1
+  played = evaluate.play_in_groups(players, 5, seed=3)
+  of_ours = evaluate.play(ours, 5, 3, None)
+  assert [e.actions for e in played] == [e.actions for e in of_ours]
+  returns = evaluate.returns_of(played).tolist()
+  assert returns == evaluate.returns_of(of_ours).tolist() and len({*returns}) > 1
 
 
 def until_last(loop):
@@ -151,19 +159,26 @@ def test_the_table():
   ]
 
 
+def test_the_line_of_actions():
+  played = [playing.Episode(actions=collections.Counter(a)) for a in ({3: 6, 1: 2}, {1: 4})]
+  line = evaluate.actions_line(played, ['NOOP', 'FIRE', 'UP', 'DOWN'])
+  assert line == 'actions: DOWN 50.0%, FIRE 50.0%'
+
+
 def test_the_program(run, capsys, caplog, tmp_path):
   before = sorted(run.rglob('*'))
   settings = {'checkpoint_dir': str(run / 'checkpoint'), 'episodes': 2, 'num_states': 30}
   evaluate.main(evaluate.Config(**settings))
-  score, _, *table = capsys.readouterr().out.splitlines()
+  score, actions, _, *table = capsys.readouterr().out.splitlines()
   trained = trained_agent.restore(run / 'checkpoint')
-  returns = evaluate.play(trained, 2, 0, None)
+  returns = evaluate.returns_of(played := evaluate.play(trained, 2, 0, None))
   low, high = returns.mean() + np.array([-1, 1]) * 12.7062047 * np.abs(np.diff(returns)) / 2
   assert score == (
     f'dqn on breakout, 6 updates: return {returns.mean():.1f} [{low:.1f}, {high:.1f}] over 2 '
     f'episodes, {returns.min():.1f} to {returns.max():.1f}; '
     f'{(returns.mean() - 1.7) / 28.8:.3f} of a human'
   )
+  assert actions == evaluate.actions_line(played, ['NOOP', 'FIRE', 'RIGHT', 'LEFT'])
   assert table[0].startswith('| logged action') and table[-1].startswith('| any | 100.0% | ')
   assert sorted(run.rglob('*')) == before
   csv_path = tmp_path / 'evaluation.csv'
@@ -183,7 +198,7 @@ def test_the_program(run, capsys, caplog, tmp_path):
   (run / 'logs').rename(run / 'elsewhere')
   try:
     evaluate.main(evaluate.Config(**settings | {'episodes': 1}))
-    (score,) = capsys.readouterr().out.splitlines()
+    score, _ = capsys.readouterr().out.splitlines()
     assert '[' not in score and '1 episodes' in score
     data = evaluate.load_logs(
       evaluate.Config(**settings | {'replay_dir': str(run / 'elsewhere')}), trained
