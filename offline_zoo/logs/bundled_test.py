@@ -9,7 +9,7 @@ from offline_zoo import replay
 from offline_zoo.logs import bundled, demo, play, recorded
 
 SHIPPED_RECORDINGS = bundled.RECORDINGS
-SHIPPED = ('breakout', 'freeway', 'pong')
+SHIPPED = ('breakout', 'freeway', 'pong', 'qbert')
 CONFIG = demo.Config(environment_name='breakout', num_transitions=300, policy='random')
 
 
