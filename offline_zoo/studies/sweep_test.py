@@ -63,9 +63,13 @@ RUN = """
     sys.exit('error: --alpha=-1: expected 0 or more')
   identities = pathlib.Path(os.environ['STAND_IN_IDENTITIES'])
   write('config.json', (identities / f'{{data}}-{{agent}}-{{seed}}').read_text())
+  def write_csv():
+    lines = [','.join(map(str, row.values())) for row in rows]
+    write('results.csv', '\\n'.join([','.join(rows[0]), *lines]) + '\\n')
   rows = []
   if (directory / 'checkpoint').exists():
     rows = json.loads((directory / 'checkpoint').read_text())
+    write_csv()  # which a kill may have left a row behind
   while len(rows) < int(flags['num_iterations']):
     time.sleep(0.03)
     i = len(rows) + 1
@@ -76,11 +80,7 @@ RUN = """
       'seconds': 3.0,
     }})
     write('checkpoint', json.dumps(rows))
-    with open(directory / 'csv.partial', 'w', newline='') as file:
-      writer = csv.DictWriter(file, list(rows[0]))
-      writer.writeheader()
-      writer.writerows(rows)
-    (directory / 'csv.partial').rename(directory / 'results.csv')
+    write_csv()
 """
 
 DEMO = """
