@@ -64,6 +64,8 @@ class Game:
 
   def start(self, seed: int) -> None:
     """Begins an episode that is a function of this seed, less than 2^32, and of the actions."""
+    # Without the reset, something of what was played before is left in Q*bert.
+    self.emulator.reset_game()
     self.emulator.restoreSystemState(self._first_state)
     self._rng = np.random.RandomState(seed)  # whose numbers NumPy does not change any more
     self._last_action = self._actions[0]  # to do nothing

@@ -74,6 +74,20 @@ def test_play_is_the_run_loops(game_name: str, seed: int):
   assert sum(slow.rewards) > 0
 
 
+@pytest.mark.parametrize('game_name', ['breakout', 'freeway', 'ms_pacman', 'pong', 'qbert'])
+def test_an_episode_is_the_same_whatever_was_played_before(game_name: str):
+  def episode(game: play.Game, seed: int) -> list[tuple[bytes, float, bool]]:
+    rng = np.random.default_rng(seed)
+    game.start(seed)
+    return [(game.frame.tobytes(), *game.step(rng.integers(game.num_actions))) for _ in range(100)]
+
+  game = play.Game(game_name)
+  first, second = episode(game, 5), episode(game, 6)
+  assert first != second
+  assert episode(game, 5) == first
+  assert episode(play.Game(game_name), 6) == second
+
+
 def test_a_sticky_action_is_as_likely_as_in_the_emulator():
   """In Freeway the chicken walks up at each frame but those that repeat to do nothing."""
 
