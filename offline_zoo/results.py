@@ -65,7 +65,7 @@ def write_atomically(
     partial.unlink(missing_ok=True)
 
 
-def _check_path(flag: str, value: str | os.PathLike, is_directory: bool) -> pathlib.Path:
+def check_path(flag: str, value: str | os.PathLike, is_directory: bool) -> pathlib.Path:
   """Makes sure that a file or directory can be made, or is there and can be replaced or filled.
 
   Raises:
@@ -141,7 +141,7 @@ class CsvWriter:
       ValueError: it is a URL or not UTF-8.
       OSError: a file cannot be written there, or something is there that is no file.
     """
-    self.path = _check_path('results_csv_path', path, is_directory=False)
+    self.path = check_path('results_csv_path', path, is_directory=False)
 
   def write(self, rows: list[dict[str, Any]]) -> None:
     """Replaces the file, atomically; makes its directory if need be. No rows: no file."""
@@ -334,7 +334,7 @@ class Results:
     self._csv = CsvWriter(config.results_csv_path or default_path)
     self._config_path = self._csv.path.with_name('config.json')
     self._checkpoints = checkpoints.Checkpoints(
-      _check_path(
+      check_path(
         'checkpoint_dir',
         config.checkpoint_dir or self._csv.path.with_name('checkpoint'),
         is_directory=True,
@@ -343,10 +343,10 @@ class Results:
     )
     self._video_dir: pathlib.Path | None = None
     if config.video_dir is not None:
-      self._video_dir = _check_path('video_dir', config.video_dir, is_directory=True) / below
+      self._video_dir = check_path('video_dir', config.video_dir, is_directory=True) / below
     self._tensorboards: dict[int, TensorBoard] = {}
     if config.tensorboard_dir is not None:
-      directory = _check_path('tensorboard_dir', config.tensorboard_dir, is_directory=True)
+      directory = check_path('tensorboard_dir', config.tensorboard_dir, is_directory=True)
       self._tensorboards = {
         seed: TensorBoard(directory / below / str(seed)) for seed in parts.seeds(config)
       }

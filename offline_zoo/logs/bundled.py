@@ -74,9 +74,11 @@ def find_or_make(replay_dir: str | None, environment_name: str) -> pathlib.Path:
   num_processes = min(os.cpu_count() or 1, 8)
   try:
     recorded.expand(_recording(environment_name), directory, _SHARD_CAPACITY, num_processes)
-  except (OSError, ValueError) as error:
+  except ValueError as error:
+    raise type(error)(f'{error}; --replay_dir=demo needs no recording') from error
+  except OSError:
     if not directory.exists():  # else another process has just made them: the same ones
-      raise type(error)(f'{error}; --replay_dir=demo needs no recording') from error
+      raise
   return directory
 
 

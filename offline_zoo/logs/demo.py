@@ -39,7 +39,7 @@ class Config:
 
   environment_name: str = 'pong'  # snake_case name of a game, see atari_data.py
   num_transitions: int = 100_000  # agent steps to log, blank rows before episodes not counted
-  replay_dir: str | None = None  # where to; default: where run_atari looks without --replay_dir
+  replay_dir: str | None = None  # where to; default: where --replay_dir=demo looks
   policy: str | None = None  # scripted or random; default: scripted for the games that have one
   policy_checkpoint: str | None = None  # of a run: its agent, of several seeds the first one's,
   # plays, greedily but for epsilon
@@ -57,10 +57,12 @@ def _trained_policy(checkpoint_dir: str) -> Callable[[play.Game], int]:
   """What an agent of ours does, on the CPU: several processes could not share an accelerator."""
   from offline_zoo import trained_agent  # takes seconds, which few need
 
-  with jax.default_device(jax.local_devices(backend='cpu')[0]):
+  cpu = jax.local_devices(backend='cpu')[0]
+  with jax.default_device(cpu):
     agent = trained_agent.restore(checkpoint_dir, eval_epsilon=0.0).agent
-    params, key = jax.device_put(agent.get_state().online_params), jax.random.PRNGKey(0)
-    act = jax.jit(agent.act)
+    key = jax.random.PRNGKey(0)
+  params, key = jax.device_put((agent.get_state().online_params, key), cpu)  # which `act` follows
+  act = jax.jit(agent.act)
   return lambda game: int(act(params, key, game.observation())[1])
 
 
@@ -130,8 +132,17 @@ def _check(config: Config) -> None:
     from offline_zoo import trained_agent  # takes seconds, which few need
 
     program.check(config, 'policy', config.policy is None, 'none beside --policy_checkpoint')
-    learnt = trained_agent.restore(config.policy_checkpoint).config.environment_name
+    has_place = config.replay_dir is not None or config.recorded_path is not None
+    program.check(config, 'replay_dir', has_place, 'where to log what --policy_checkpoint plays')
+    try:
+      trained = trained_agent.restore(config.policy_checkpoint).config
+    except FileNotFoundError as error:
+      message = str(error).replace('--checkpoint_dir', '--policy_checkpoint')
+      raise FileNotFoundError(message) from error
+    learnt, samples = trained.environment_name, getattr(trained, 'sample_actions', False)
     program.check(config, 'policy_checkpoint', learnt == game, f'an agent of {game}, not {learnt}')
+    # What is logged as an action's probability would be false.
+    program.check(config, 'policy_checkpoint', not samples, 'no agent with --sample_actions')
   if config.epsilon is not None:
     program.check_in_unit_interval(config, 'epsilon')
     is_scripted = has_policy and config.policy != 'random'
@@ -151,10 +162,13 @@ def record(config: Config, path: pathlib.Path) -> recorded.Recording:
   Raises:
     ValueError: a bad value in `config`.
     FileExistsError: there is something at `path` already.
+    OSError: it cannot be written.
   """
   from offline_zoo import results  # with Orbax, which processes that play do not need
 
   _check(config)
+  program.check(config, 'replay_dir', config.replay_dir is None, 'none beside --recorded_path')
+  results.check_path('recorded_path', path, is_directory=False)
   if os.path.lexists(path):
     raise FileExistsError(f'--recorded_path={path}: exists')
   recording = recorded.Recording(
@@ -167,7 +181,7 @@ def record(config: Config, path: pathlib.Path) -> recorded.Recording:
     while recording.num_steps < config.num_transitions:
       recording.add(next(episodes)[0])
       bar.update(recording.num_steps - bar.n)
-  results.write_atomically(path, recording.content(), f'.{path.name}.partial')
+  results.write_atomically(path, recording.content(), f'.{path.name}.partial-{os.getpid()}')
   logging.info(
     'Recorded %d transitions of %s, %d episodes, in %s: %.3f bytes each',
     recording.num_steps, config.environment_name, recording.num_episodes, path,

@@ -201,20 +201,22 @@ def test_a_trained_agents_logs(small, checkpoint, tmp_path):
   )  # fmt: skip
   demo.main(config)
   assert recorded.verify(tmp_path / 'a.play', 1)[1] >= 400
-  demo.write_logs(config, tmp_path / 'logs')
+  config = dataclasses.replace(config, recorded_path=None, replay_dir=str(tmp_path / 'logs'))
+  demo.main(config)
   shard = dqn_replay.ShardFiles(tmp_path / 'logs', 0).read()
   assert set(np.unique(shard.prob)) == {0, 0.125, 0.625}
   with pytest.raises(FileExistsError, match='--recorded_path='):
-    demo.main(config)
+    demo.main(dataclasses.replace(config, replay_dir=None, recorded_path=str(tmp_path / 'a.play')))
   for changes, message in (
     ({'environment_name': 'pong'}, '--policy_checkpoint=.*expected an agent of pong, not breakout'),
     ({'policy': 'random'}, '--policy=random: expected none beside'),
     ({'epsilon': 1.5}, '--epsilon=1.5'),
     ({'policy_checkpoint': None, 'policy': 'random'}, '--epsilon=0.5: expected nothing'),
+    ({'replay_dir': None}, '--replay_dir=None: expected where to log'),
   ):
     with pytest.raises(ValueError, match=message):
       demo.write_logs(dataclasses.replace(config, **changes), tmp_path / 'other')
-  with pytest.raises(FileNotFoundError, match='there is no checkpoint'):
+  with pytest.raises(FileNotFoundError, match='--policy_checkpoint=/none: there is no checkpoint'):
     demo.write_logs(dataclasses.replace(config, policy_checkpoint='/none'), tmp_path / 'other')
   assert sorted(path.name for path in tmp_path.iterdir()) == ['a.play', 'logs']
 
@@ -235,6 +237,15 @@ def test_bad_settings_leave_nothing(tmp_path, settings, message: str):
   with pytest.raises(ValueError, match=message):
     demo.write_logs(demo.Config(**settings), tmp_path / 'logs')
   assert not list(tmp_path.iterdir())
+
+
+def test_no_recording_is_played_that_cannot_be_kept(tmp_path):
+  (tmp_path / 'file').touch()
+  config = demo.Config(num_transitions=10**9, recorded_path=str(tmp_path / 'file' / 'a.play'))
+  with pytest.raises(OSError, match=r'--recorded_path=.*cannot be written'):
+    demo.main(config)
+  with pytest.raises(ValueError, match='--replay_dir=x: expected none beside --recorded_path'):
+    demo.main(dataclasses.replace(config, recorded_path=str(tmp_path / 'a.play'), replay_dir='x'))
 
 
 def test_existing_logs_are_not_overwritten(tmp_path):

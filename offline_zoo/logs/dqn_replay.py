@@ -27,6 +27,8 @@ checked before room is made for it.
 import concurrent.futures
 import contextlib
 import dataclasses
+import fcntl
+import glob
 import io
 import os
 import pathlib
@@ -371,22 +373,45 @@ class EpisodeRows(NamedTuple):
 def new_directory(replay_dir: pathlib.Path) -> Iterator[pathlib.Path]:
   """Makes a directory that appears at the end of the block, when it is complete.
 
-  Gives the directory to write to meanwhile, beside it, which is gone if the block fails.
+  Gives the directory to write to meanwhile, beside it, which is gone if the block fails. What a
+  killed process has left of one is removed.
 
   Raises:
     FileExistsError: there is something at `replay_dir` already.
-    OSError: it is a mount point.
+    OSError: it is a mount point or the current directory.
   """
   if replay_dir.exists() and (not replay_dir.is_dir() or any(replay_dir.iterdir())):
     raise FileExistsError(f'--replay_dir={replay_dir}: exists and is not an empty directory')
-  if os.path.ismount(replay_dir):  # which cannot be replaced
-    raise OSError(f'--replay_dir={replay_dir}: is a mount point; name a directory in it')
-  partial = replay_dir.with_name(f'.{replay_dir.name}.partial-{uuid.uuid4().hex[:8]}')
+  target = pathlib.Path(os.path.realpath(replay_dir))  # a link stays one
+  if os.path.ismount(target) or target == pathlib.Path.cwd():  # which cannot be replaced
+    kind = 'a mount point or the current directory'
+    raise OSError(f'--replay_dir={replay_dir}: is {kind}; name a directory in it')
+  prefix, number = f'.{target.name}.partial-', uuid.uuid4().hex[:8]
+  for left in target.parent.glob(f'{glob.escape(prefix)}*'):
+    with contextlib.suppress(OSError), _locked(left):  # else it is being written
+      shutil.rmtree(left)
+  fresh, partial = target.with_name(f'.{target.name}.{number}'), target.with_name(prefix + number)
+  fresh.mkdir(parents=True)
   try:
-    yield partial
-    os.rename(partial, replay_dir)
+    with contextlib.ExitStack() as stack:
+      with contextlib.suppress(OSError):  # without locks there, nobody removes anything
+        stack.enter_context(_locked(fresh))
+      fresh.rename(partial)
+      yield partial
+      partial.rename(target)
   finally:
     shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked(directory: pathlib.Path) -> Iterator[None]:
+  """Locks a directory until the block or the process ends; OSError if another one has locked it."""
+  descriptor = os.open(directory, os.O_RDONLY)
+  try:
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    yield
+  finally:
+    os.close(descriptor)
 
 
 class ShardWriter:

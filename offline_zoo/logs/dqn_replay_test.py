@@ -438,3 +438,35 @@ def test_damaged_in_a_hundred_ways(tmp_path, capsys, soon):
   read, refused = map(int, total)
   assert read + refused == 100
   assert read >= 5 and refused >= 60
+
+
+# New directories.
+
+
+def test_a_new_directory_may_be_a_links_target(tmp_path):
+  (tmp_path / 'disk' / 'empty').mkdir(parents=True)
+  (tmp_path / 'link').symlink_to(tmp_path / 'disk' / 'empty')
+  with dqn_replay.new_directory(tmp_path / 'link') as partial:
+    (partial / 'x').touch()
+  assert (tmp_path / 'link').is_symlink()
+  assert [path.name for path in (tmp_path / 'disk').rglob('*')] == ['empty', 'x']
+
+
+def test_the_current_directory_is_not_replaced(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  with (
+    pytest.raises(OSError, match=r'--replay_dir=\.: is a mount point or the current directory'),
+    dqn_replay.new_directory(pathlib.Path('.')),
+  ):
+    pass
+
+
+def test_of_unfinished_directories_only_those_of_dead_processes_go(tmp_path):
+  (tmp_path / '.logs.partial-12345678').mkdir()
+  with dqn_replay.new_directory(tmp_path / 'logs') as one:
+    (one / 'mine').touch()
+    with pytest.raises(OSError), dqn_replay.new_directory(tmp_path / 'logs') as two:
+      assert sorted(tmp_path.iterdir()) == sorted([one, two])
+      raise OSError
+    assert [*tmp_path.iterdir()] == [one]
+  assert [path.name for path in tmp_path.rglob('*')] == ['logs', 'mine']

@@ -29,7 +29,8 @@ the one before (the episode's last: of what is left), of each step its frame [84
 (uint8), reward (float32, raw) and terminal flag (uint8). Terminal is 1 on an episode's last step if
 it ended, with the game or at the limit of 27,000 steps.
 
-Files are untrusted input: they are read block by block, and a block takes at most 32 MB.
+Files are untrusted input: they are read block by block, and a block, 4 MB unpacked, takes some
+tens of megabytes.
 """
 
 import dataclasses
@@ -238,7 +239,10 @@ def _parse_header(path: pathlib.Path, line: bytes) -> Header:
     path, f'a header with {", ".join(kinds)}', 'another',
   )  # fmt: skip
   header = Header(**fields)
-  atari_data.game(header.environment_name)
+  try:
+    atari_data.game(header.environment_name)
+  except ValueError as error:
+    raise shard.FormatError(f'{path}: {error}') from error
   expected = 'a probability and 1 to 18 actions'
   good = 0 <= header.sticky_action_probability <= 1 and 1 <= header.num_actions <= 18
   shard.expect(good, path, expected, f'{header.sticky_action_probability}, {header.num_actions}')
@@ -272,7 +276,9 @@ def _unpacked(where: str, xz: bytes) -> bytes:
     content = decompressor.decompress(xz, _MAX_BLOCK_BYTES)
   except lzma.LZMAError as error:
     raise shard.FormatError(f'{where}: expected an .xz: {error}') from error
-  shard.expect(decompressor.eof, where, f'{_MAX_BLOCK_BYTES} bytes or less', 'more')
+  if not decompressor.eof:
+    got = 'its beginning' if decompressor.needs_input else f'more than {_MAX_BLOCK_BYTES} bytes'
+    shard.expect(False, where, f'a whole .xz of {_MAX_BLOCK_BYTES} bytes or less', got)
   return content
 
 
@@ -372,8 +378,8 @@ def play_again(
     first_number: of the first of the episodes, for messages.
 
   Raises:
-    ValueError: the ROM is another one than the recording's; or an episode did not come out as it
-      was recorded: at the first checksum that differs.
+    ValueError: the ROM is another one than the recording's, or has another number of actions; or an
+      episode did not come out as it was recorded: at the first checksum that differs.
     FileNotFoundError: `rom_dir` has no such ROM.
     OSError: a process was killed.
   """
@@ -382,6 +388,11 @@ def play_again(
     md5 == header.rom_md5, pathlib.Path(path),
     f'to be played with the ROM of {header.environment_name} with MD5 {header.rom_md5}', md5,
   )  # fmt: skip
+  num_actions = play.game(
+    header.environment_name, header.sticky_action_probability, rom_dir
+  ).num_actions
+  expected = f'the {num_actions} actions of {header.environment_name}'
+  shard.expect(header.num_actions == num_actions, pathlib.Path(path), expected, header.num_actions)
   if emulator != header.emulator:
     logging.warning('%s: recorded with %s; here is %s', path, header.emulator, emulator)
   function = functools.partial(_play_again, header, rom_dir, keeps_rows)

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import lzma
+import multiprocessing
 import os
 import resource
 import struct
@@ -107,20 +108,17 @@ def test_processes_and_a_kill_change_nothing(tmp_path, monkeypatch):
   demo.record(dataclasses.replace(CONFIG, num_processes=2), tmp_path / 'a.play')
   recorded.expand(tmp_path / 'a.play', tmp_path / 'one', 300, num_processes=1)
 
-  class Killed(BaseException):
-    pass
-
-  def killed(self, *row):
-    if self.num_transitions == 400:
-      raise Killed
-    return add(self, *row)
-
-  add = dqn_replay.ShardWriter._add
-  with monkeypatch.context() as patch, pytest.raises(Killed):
-    patch.setattr(dqn_replay.ShardWriter, '_add', killed)
-    recorded.expand(tmp_path / 'a.play', tmp_path / 'two', 300, num_processes=2)
-  assert sorted(os.listdir(tmp_path)) == ['a.play', 'one']
+  process = multiprocessing.get_context('spawn').Process(
+    target=recorded.expand, args=(tmp_path / 'a.play', tmp_path / 'two', 300, 1)
+  )
+  process.start()
+  while not list(tmp_path.glob('.two.partial-*')):
+    assert process.is_alive()
+  process.kill()
+  process.join()
+  assert len(os.listdir(tmp_path)) == 3
   recorded.expand(tmp_path / 'a.play', tmp_path / 'two', 300, num_processes=2)
+  assert sorted(os.listdir(tmp_path)) == ['a.play', 'one', 'two']
   assert directory_bytes(tmp_path / 'one') == directory_bytes(tmp_path / 'two')
   with pytest.raises(FileExistsError, match='--replay_dir='):
     recorded.expand(tmp_path / 'a.play', tmp_path / 'two', 300, num_processes=1)
@@ -231,11 +229,20 @@ def test_another_rom_and_another_version(path, tmp_path, caplog, monkeypatch):
     recorded.verify(path, 1)
 
 
+def test_another_number_of_actions(path):
+  rewrite(path, lambda header, episodes: (dataclasses.replace(header, num_actions=18), episodes))
+  with pytest.raises(ValueError, match='expected the 4 actions of breakout, got 18'):
+    recorded.verify(path, 1)
+
+
 # Hostile files.
 
 
 def block(content: bytes) -> bytes:
-  xz = lzma.compress(content)
+  return checked(lzma.compress(content))
+
+
+def checked(xz: bytes) -> bytes:
   return struct.pack('<II', len(xz), google_crc32c.value(xz)) + xz
 
 
@@ -284,7 +291,7 @@ def test_a_file_made_by_hand(path):
     (header_line(num_actions='4'), 'expected a header with'),
     (header_line(more=1), 'expected a header with'),
     (header_line(num_actions=19), '1 to 18 actions'),
-    (header_line(environment_name='brekout'), "unknown game 'brekout'"),
+    (header_line(environment_name='brekout'), r"breakout\.play: unknown game 'brekout'"),
     (header_line(), 'expected at least one block'),
     (header_line() + b'abc', 'block 0: expected a length'),
     (header_line() + struct.pack('<II', 2**31, 0), 'block 0: expected 4194304 bytes or less'),
@@ -292,7 +299,8 @@ def test_a_file_made_by_hand(path):
     (header_line() + episodes_block()[:-1] + b'x', 'block 0: expected its checksum'),
     (header_line() + block(b''), 'expected 4 bytes of <u4'),
     (header_line() + struct.pack('<II', 20, google_crc32c.value(b'x' * 20)) + b'x' * 20, 'an .xz'),
-    (header_line() + block(bytes(2**25)), 'expected 4194304 bytes or less, got more'),
+    (header_line() + block(bytes(2**25)), 'of 4194304 bytes or less, got more'),
+    (header_line() + checked(lzma.compress(b'x')[:-9]), 'expected a whole .xz.*got its beginning'),
     (header_line() + block(struct.pack('<I', 2**32 - 1)), 'bytes of <u4'),
     (header_line() + episodes_block((), (), (), (), b''), 'episodes of 1 to 27000 steps'),
     (header_line() + episodes_block(lengths=(0,), codes=b''), 'episodes of 1 to 27000 steps'),

@@ -44,7 +44,7 @@ class GrowingReplay:
     """Makes room for everything.
 
     Args:
-      capacity: in rows, at least 128 and more than n_step + 3.
+      capacity: in rows, at least 128 and n_step + 7.
       n_step: see `replay.ReplayData`.
       discount: see `replay.ReplayData`.
       max_abs_reward: see `replay.ReplayData`.

@@ -19,6 +19,7 @@ from absl import logging
 
 from offline_zoo import atari_data, atari_env, evaluation, parts, playing, program, replay, results
 from offline_zoo.logs import recorded
+from offline_zoo.logs.shard import NUM_PADDING_ROWS
 
 from . import growing_replay, learner
 
@@ -39,6 +40,7 @@ class Config:
   environment_name: str = 'pong'  # snake_case name of a game, see atari_data.py
   agent: str = 'dqn'  # dqn, qrdqn, rem or c51, as its directory has it; or random
   agent_flags: str | None = None  # other values than its run_atari has: '--n_step=5 --discount=0.9'
+  # (random play has none)
 
   # Results
 
@@ -91,7 +93,8 @@ class Config:
     agents = agent_config(self)
     least = 4 + (agents.n_step if agents else 1)  # with fewer, there is nothing to sample
     program.check(self, 'warmup_steps', self.warmup_steps >= least, f'{least} or more')
-    least = max(least, 2 * growing_replay.ROWS_PER_EPISODE)  # two episodes
+    # Blank rows of a new episode may have come since; two episodes.
+    least = max(least + NUM_PADDING_ROWS, 2 * growing_replay.ROWS_PER_EPISODE)
     program.check(self, 'replay_capacity', self.replay_capacity >= least, f'{least} or more')
 
   @property
@@ -141,7 +144,6 @@ def agent_config(config: Config) -> Any:
     ValueError: one is unknown, has a bad value, or is no agent's business here.
   """
   if config.agent == 'random':
-    program.check(config, 'agent_flags', not config.agent_flags, 'none for random play')
     return None
   config_class = importlib.import_module(f'offline_zoo.{config.agent}.run_atari').Config
   try:

@@ -411,7 +411,6 @@ def test_a_recording_that_is_not_the_runs(tmp_path):
     ({'agent_flags': 'n_step=2'}, '--agent_flags: expected flags only, got n_step=2'),
     ({'agent_flags': '--seed=2'}, "--agent_flags: --seed=2: expected only what is the agent's"),
     ({'agent_flags': '--shards=2'}, '--agent_flags: --shards='),
-    ({'agent': 'random'}, '--agent_flags=.*none for random play'),
     ({'replay_capacity': 127}, '--replay_capacity=127: expected 128 or more'),
     ({'warmup_steps': 3}, '--warmup_steps=3: expected'),
     ({'final_epsilon': 2.0}, '--final_epsilon'),
