@@ -34,7 +34,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.peers import protocol
-from offline_zoo import parts, replay
+from offline_zoo import parts, program, replay
 from offline_zoo.logs import demo, open_shards
 
 BATCH_SIZE = 32
@@ -164,10 +164,10 @@ def shares(learner: parts.Learner, num_updates: int) -> dict[str, float]:
 
   Operations that run at the same time count in full.
   """
-  program = lowered_update(learner).compile().as_text() or ''
-  computations = dict(re.findall(r'^%(\S+) [^\n]*\{\n(.*?)^\}', program, re.M | re.S))
+  text = lowered_update(learner).compile().as_text() or ''
+  computations = dict(re.findall(r'^%(\S+) [^\n]*\{\n(.*?)^\}', text, re.M | re.S))
   kinds = {}
-  for line in program[program.index('\nENTRY') :].splitlines():
+  for line in text[text.index('\nENTRY') :].splitlines():
     if match := re.match(r'\s+(?:ROOT )?%(\S+) = ', line):
       fused = re.search(r'calls=%([\w.\-]+)', line)
       kinds[match[1]] = kind(match[1], line + (computations[fused[1]] if fused else ''))
@@ -271,6 +271,7 @@ def main() -> None:
   if unknown := set(args.agents or []) - {x.agent for x in chosen}:
     parser.error(f'--agents: there is no {", ".join(sorted(unknown))}')
 
+  program.use_one_heap()
   jax.config.update('jax_numpy_rank_promotion', 'raise')
   replay_dir = pathlib.Path(args.replay_dir or demo.find_or_make('pong'))
   peers = {
