@@ -137,12 +137,15 @@ def test_the_readmes_example_logs_what_agents_see(tmp_path, monkeypatch):
   readme = (pathlib.Path(__file__).parents[2] / 'README.md').read_text()
   (example,) = re.findall(r'```python\n(.*?)```', readme, re.DOTALL)
   assert example.count('\n') <= 25
-  seeded = 'env.reset(seed=writer.num_transitions)'
-  for old, new in {'50_000': '300', '100_000': '5_000', 'env.reset()': seeded}.items():
+  seeded = {
+    'env.reset()': 'env.reset(seed=writer.num_transitions)',
+    'env.action_space.sample()': 'rng.integers(4)',
+  }
+  for old, new in {'50_000': '300', '100_000': '5_000', **seeded}.items():
     assert example.count(old) == 1
     example = example.replace(old, new)
   monkeypatch.chdir(tmp_path)
-  exec(compile(example, 'README.md', 'exec'), {})
+  exec(compile(example, 'README.md', 'exec'), {'rng': np.random.default_rng(1)})
 
   (files,) = dqn_replay.open_shards('breakout_logs')
   shard = files.read()
