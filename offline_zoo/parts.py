@@ -1,6 +1,5 @@
 """Acting and learning, as every experiment does them: run loop, updates, signals, progress."""
 
-import ctypes
 import dataclasses
 import itertools
 import math
@@ -208,10 +207,8 @@ def _keep_freed_memory() -> None:
   An update frees tens of megabytes of what it computes in between. To give them back to the system,
   and to be given empty pages for the next update, takes a sixth of the time of BCQ, C51 and CRR.
   """
-  if mallopt := getattr(ctypes.CDLL(None), 'mallopt', None):
-    trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
-    mallopt(trim_threshold, 2**31 - 1)
-    mallopt(mmap_max, 0)
+  program.set_malloc_option(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+  program.set_malloc_option(-4, 0)  # M_MMAP_MAX
 
 
 def map_examples(loss: Callable) -> Callable:

@@ -257,6 +257,12 @@ def _is_for_users(record: std_logging.LogRecord) -> bool:
   return ours or (record.levelno >= std_logging.WARNING and 'orbax' not in record.pathname)
 
 
+def set_malloc_option(option: int, value: int) -> None:
+  """Sets an option of malloc.h, where malloc is glibc's."""
+  if mallopt := getattr(ctypes.CDLL(None), 'mallopt', None):
+    mallopt(option, value)
+
+
 def use_one_heap() -> None:
   """Lets threads that start from now on share the main one's heap, where malloc is glibc's.
 
@@ -264,9 +270,7 @@ def use_one_heap() -> None:
   (see `parts.learn_loop`). For REM over four networks, whose update then is given 87 MB of empty
   pages anew, that is a sixth of its processor time.
   """
-  if mallopt := getattr(ctypes.CDLL(None), 'mallopt', None):
-    arena_max = -8  # M_ARENA_MAX of malloc.h
-    mallopt(arena_max, 1)
+  set_malloc_option(-8, 1)  # M_ARENA_MAX
 
 
 def _set_up_jax(jax_platform_name: str | None) -> None:

@@ -41,6 +41,7 @@ def restore(
   rom_dir: str | None = None,
   eval_epsilon: float | None = None,
   seed: int | None = None,
+  flag: str = 'checkpoint_dir',
 ) -> Trained:
   """Makes the agent of a run as a checkpoint has it; it needs no logs for that.
 
@@ -50,6 +51,7 @@ def restore(
     rom_dir: see `atari_env.rom_path`; None: the run's own.
     eval_epsilon: rate of random actions in acting; None: the run's own.
     seed: which of the run's seeds, if several learnt at once; None: the first.
+    flag: that named the directory, for a message.
 
   Raises:
     FileNotFoundError: there is no checkpoint, or no ROM.
@@ -57,7 +59,7 @@ def restore(
   """
   saved = checkpoints.Checkpoints(checkpoint_dir)
   if not saved.exist():
-    raise FileNotFoundError(f'--checkpoint_dir={checkpoint_dir}: there is no checkpoint')
+    raise FileNotFoundError(f'--{flag}={checkpoint_dir}: there is no checkpoint')
   checkpoint = saved.restore() if which == 'last' else saved.restore_one(which)
   assert checkpoint is not None
   try:

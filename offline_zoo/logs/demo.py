@@ -132,13 +132,7 @@ def _check(config: Config) -> None:
     from offline_zoo import trained_agent  # takes seconds, which few need
 
     program.check(config, 'policy', config.policy is None, 'none beside --policy_checkpoint')
-    has_place = config.replay_dir is not None or config.recorded_path is not None
-    program.check(config, 'replay_dir', has_place, 'where to log what --policy_checkpoint plays')
-    try:
-      trained = trained_agent.restore(config.policy_checkpoint).config
-    except FileNotFoundError as error:
-      message = str(error).replace('--checkpoint_dir', '--policy_checkpoint')
-      raise FileNotFoundError(message) from error
+    trained = trained_agent.restore(config.policy_checkpoint, flag='policy_checkpoint').config
     learnt, samples = trained.environment_name, getattr(trained, 'sample_actions', False)
     program.check(config, 'policy_checkpoint', learnt == game, f'an agent of {game}, not {learnt}')
     # What is logged as an action's probability would be false.
@@ -167,7 +161,6 @@ def record(config: Config, path: pathlib.Path) -> recorded.Recording:
   from offline_zoo import results  # with Orbax, which processes that play do not need
 
   _check(config)
-  program.check(config, 'replay_dir', config.replay_dir is None, 'none beside --recorded_path')
   results.check_path('recorded_path', path, is_directory=False)
   if os.path.lexists(path):
     raise FileExistsError(f'--recorded_path={path}: exists')
@@ -256,8 +249,11 @@ def find_or_make(environment_name: str) -> pathlib.Path:
 
 def main(config: Config) -> None:
   if config.recorded_path is not None:
+    program.check(config, 'replay_dir', config.replay_dir is None, 'none beside --recorded_path')
     record(config, pathlib.Path(config.recorded_path))
     return
+  has_place = config.replay_dir is not None or config.policy_checkpoint is None
+  program.check(config, 'replay_dir', has_place, 'where to log what --policy_checkpoint plays')
   write_logs(config, pathlib.Path(config.replay_dir or default_dir(config.environment_name)))
 
 

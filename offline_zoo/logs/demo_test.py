@@ -212,10 +212,11 @@ def test_a_trained_agents_logs(small, checkpoint, tmp_path):
     ({'policy': 'random'}, '--policy=random: expected none beside'),
     ({'epsilon': 1.5}, '--epsilon=1.5'),
     ({'policy_checkpoint': None, 'policy': 'random'}, '--epsilon=0.5: expected nothing'),
-    ({'replay_dir': None}, '--replay_dir=None: expected where to log'),
   ):
     with pytest.raises(ValueError, match=message):
       demo.write_logs(dataclasses.replace(config, **changes), tmp_path / 'other')
+  with pytest.raises(ValueError, match='--replay_dir=None: expected where to log'):
+    demo.main(dataclasses.replace(config, replay_dir=None))
   with pytest.raises(FileNotFoundError, match='--policy_checkpoint=/none: there is no checkpoint'):
     demo.write_logs(dataclasses.replace(config, policy_checkpoint='/none'), tmp_path / 'other')
   assert sorted(path.name for path in tmp_path.iterdir()) == ['a.play', 'logs']

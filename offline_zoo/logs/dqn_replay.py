@@ -396,7 +396,7 @@ def new_directory(replay_dir: pathlib.Path) -> Iterator[pathlib.Path]:
     with contextlib.ExitStack() as stack:
       with contextlib.suppress(OSError):  # without locks there, nobody removes anything
         stack.enter_context(_locked(fresh))
-      fresh.rename(partial)
+      fresh.rename(partial)  # only now has it a name that others look for
       yield partial
       partial.rename(target)
   finally:

@@ -276,9 +276,8 @@ def _unpacked(where: str, xz: bytes) -> bytes:
     content = decompressor.decompress(xz, _MAX_BLOCK_BYTES)
   except lzma.LZMAError as error:
     raise shard.FormatError(f'{where}: expected an .xz: {error}') from error
-  if not decompressor.eof:
-    got = 'its beginning' if decompressor.needs_input else f'more than {_MAX_BLOCK_BYTES} bytes'
-    shard.expect(False, where, f'a whole .xz of {_MAX_BLOCK_BYTES} bytes or less', got)
+  got = 'its beginning' if decompressor.needs_input else f'more than {_MAX_BLOCK_BYTES} bytes'
+  shard.expect(decompressor.eof, where, f'a whole .xz of {_MAX_BLOCK_BYTES} bytes or less', got)
   return content
 
 
