@@ -227,7 +227,8 @@ EDITS: dict[str, list[tuple[str, str, str]]] = {
      'playing_test.py::test_clipping_is_of_agent_steps_not_frames'),
     ('return -(-self.num_frames //', 'return (self.num_frames //',
      'playing_test.py::test_an_episode_by_hand'),
-    ('if not timestep.last():', 'if True:', 'playing_test.py::test_an_episode_by_hand'),
+    ('for name, value in agent.statistics.items():', 'for name, value in ():',
+     'playing_test.py::test_an_episode_by_hand'),
     ('np.random.SeedSequence((seed, iteration, number))',
      'np.random.SeedSequence((seed, iteration, 0))',
      'playing_test.py::test_an_episode_begins_with_its_own_seed_and_key'),
@@ -596,7 +597,7 @@ SHARED_IN_AGENT = [
    'self._action, self._state_value = 0, float(value)', _REPEATS),
   ('qrdqn', 'if processed is not None and not', 'if processed is None or not', _REPEATS),
   ('cql', 'jnp.argmax(q_t)), jnp.max(q_t)', 'jnp.argmax(q_t)), jnp.mean(q_t)', _REPEATS),
-  ('rem', 'self._processor.reset()\n', 'pass\n',
+  ('rem', 'self.processor.reset()\n', 'pass\n',
    'test_acting_and_states_are_the_same_text_in_every_agent'),
   ('cql', 'self._act_key = rng_key', 'pass', 'test_acting_is_a_function_of_the_key'),
   ('bcq', 'jax.tree.map(np.array, self._state)', 'self._state', _LEARN),
@@ -664,11 +665,11 @@ SHARED_IN_RUN_ATARI = [
   ('qrdqn', 'learning_rate: float = 0.00005', 'learning_rate: float = 0.0005', _DEFAULTS),
   ('bcq', 'target_network_update_period: int = 8_000', 'target_network_update_period: int = 2_000',
    _DEFAULTS),
-  ('qrdqn', ' config.num_quantiles)', ' 200)', _FLAGS),
-  ('cql', ' config.num_quantiles)', ' 200)', _FLAGS),
+  ('qrdqn', ' config.num_quantiles, ', ' 200, ', _FLAGS),
+  ('cql', ' config.num_quantiles, ', ' 200, ', _FLAGS),
   ('cql', 'alpha=config.alpha', 'alpha=1.0', _FLAGS),
   ('cql', 'double_q=config.double_q', 'double_q=False', _FLAGS),
-  ('rem', '(num_actions, config.num_heads)', '(num_actions, 200)', _FLAGS),
+  ('rem', '(num_actions, config.num_heads, ', '(num_actions, 200, ', _FLAGS),
   ('rem', 'num_mixtures=config.num_mixtures', 'num_mixtures=1', _FLAGS),
   ('rem', 'ensemble=config.ensemble', 'ensemble=False', _FLAGS),
   ('bcq', 'threshold=config.threshold', 'threshold=0.3', _FLAGS),
@@ -734,7 +735,7 @@ OWN = [
    'test_an_update_is_a_gradient_step_on_the_loss'),
   ('crr', "'weight': jnp.mean(weights)", "'weight': jnp.max(weights)",
    'test_an_update_is_a_gradient_step_on_the_loss'),
-  ('off_policy_dqn', "'weight': jnp.mean(weights)", "'weight': jnp.max(weights)",
+  ('off_policy_dqn', 'jnp.average(weights, weights=batch.discount > 0)', 'jnp.average(weights)',
    'test_an_update_is_a_gradient_step_on_the_loss'),
   ('bc', 'jnp.square(log_policy)', 'jnp.square(logits_tm1)',
    'test_penalised_losses_and_gradients_equal_d3rlpys'),
@@ -833,8 +834,6 @@ class Checkout:
     """Applies an edit, runs its tests, takes it back; says what became of it."""
     path = self._directory / 'offline_zoo' / edit.file
     text = path.read_text()
-    if (count := text.count(edit.old)) != 1:
-      return f'STALE: its old text is there {count} times'
     path.write_text(text.replace(edit.old, edit.new))
     start = time.monotonic()
     try:
@@ -859,6 +858,9 @@ def main() -> None:
   args = parser.parse_args()
 
   edits = [e for e in all_edits() if args.only in e.file or args.only in e.test]
+  for edit in edits:
+    if (count := (ROOT / 'offline_zoo' / edit.file).read_text().count(edit.old)) != 1:
+      sys.exit(f'{edit.file}: {edit.old!r} is there {count} times; expected once')
   if args.list:
     for edit in edits:
       print(f'{edit.file}: {edit.old!r} -> {edit.new!r}: {edit.test}')

@@ -6,14 +6,13 @@ their best. It lies beside this file as recorded play, miniature/<game>.play, of
 first and keeps the shards in $XDG_CACHE_HOME/offline_zoo/miniature.
 """
 
-import os
 import pathlib
 
 import google_crc32c
 from absl import logging
 
 from offline_zoo import program
-from offline_zoo.logs import demo, recorded
+from offline_zoo.logs import demo, play, recorded
 
 RECORDINGS = pathlib.Path(__file__).parent / 'miniature'
 NAMES = (None, 'miniature', 'demo')  # what --replay_dir may be instead of a directory
@@ -71,9 +70,8 @@ def find_or_make(replay_dir: str | None, environment_name: str) -> pathlib.Path:
   if directory == demo.default_dir(environment_name):
     return demo.find_or_make(environment_name)
   logging.info('The miniature DQN replay of %s: expanding it to %s', environment_name, directory)
-  num_processes = min(os.cpu_count() or 1, 8)
   try:
-    recorded.expand(_recording(environment_name), directory, _SHARD_CAPACITY, num_processes)
+    recorded.expand(_recording(environment_name), directory, _SHARD_CAPACITY, play.NUM_PROCESSES)
   except ValueError as error:
     raise type(error)(f'{error}; --replay_dir=demo needs no recording') from error
   except OSError:

@@ -48,7 +48,7 @@ class Config:
   shard_capacity: int = 25_000  # rows of a shard, blank ones included
   sticky_action_probability: float = 0.25  # per emulator frame; Machado et al. 2018
   seed: int = 1  # of emulator and policy
-  num_processes: int = min(os.cpu_count() or 1, 8)  # that play; no influence on what is logged
+  num_processes: int = play.NUM_PROCESSES  # that play; no influence on what is logged
   debug: bool = False  # tracebacks for errors
 
 

@@ -23,6 +23,7 @@ import numpy as np
 
 from offline_zoo import atari_data, atari_env, parts, processors
 
+NUM_PROCESSES = min(len(os.sched_getaffinity(0)), 8)  # that play, if no flag says otherwise
 MAX_STEPS_PER_EPISODE = parts.MAX_FRAMES_PER_EPISODE // atari_data.NUM_ACTION_REPEATS
 
 Item = TypeVar('Item')

@@ -478,7 +478,7 @@ class Config:
   replay_dir: str | None = None  # where expand writes shards
   shard_capacity: int = 25_000  # rows of a shard, blank ones included
   rom_dir: str | None = None  # of the ROM, see roms.py; default: the emulator's own
-  num_processes: int = min(os.cpu_count() or 1, 8)  # that play; no influence on what is written
+  num_processes: int = play.NUM_PROCESSES  # that play; no influence on what is written
   debug: bool = False  # tracebacks for errors
 
   def __post_init__(self):

@@ -381,7 +381,7 @@ class CheckpointFiles:
 
     Those that come next are read and decoded in the background, on all cores.
     """
-    num_threads = os.cpu_count() or 1
+    num_threads = len(os.sched_getaffinity(0))
     pieces = self._read_pieces(num_frames)
     with (
       concurrent.futures.ThreadPoolExecutor(1) as reader,

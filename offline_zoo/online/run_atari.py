@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from absl import logging
 
 from offline_zoo import atari_data, atari_env, evaluation, parts, playing, program, replay, results
-from offline_zoo.logs import recorded
+from offline_zoo.logs import play, recorded
 from offline_zoo.logs.shard import NUM_PADDING_ROWS
 
 from . import growing_replay, learner
@@ -72,7 +72,7 @@ class Config:
 
   # Machine
 
-  num_processes: int = min(os.cpu_count() or 1, 8)  # that play again what a resumed run has played
+  num_processes: int = play.NUM_PROCESSES  # that play again what a resumed run has played
   jax_platform_name: str | None = None  # cpu or cuda; default: JAX's choice
   compilation_cache_dir: str | None = None  # keeps compiled code; default: ~/.cache; none: does not
   debug: bool = False  # tracebacks for errors
