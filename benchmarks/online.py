@@ -48,7 +48,8 @@ def main() -> None:
   learner = run_atari.make_learner(config, environment.action_spec().num_values)
   start = time.perf_counter()
   learner.start(pathlib.Path('none'), 1)
-  learner.learn(1)
+  while learner.epsilon:  # which an episode keeps that began in the warm-up
+    learner.learn(1)
   print(
     f'{args.warmup_steps:,} steps of warm-up and compiling: {time.perf_counter() - start:.0f} s'
   )

@@ -27,6 +27,7 @@ def write_logs(directory: pathlib.Path, num_episodes: int) -> dict[str, pathlib.
   writer = dqn_replay.ShardWriter(directories['dqn_replay'], 3_000 * num_episodes)
   for index in range(num_episodes):
     _, rows = demo.play_episode(demo.Config(environment_name=_GAME), index)
+    assert rows is not None
     writer.add_episode(rows)
   writer.close()
   directories['rl_unplugged'].mkdir()

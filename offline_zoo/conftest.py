@@ -33,10 +33,9 @@ def compilation_cache(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def compiled_quickly():
-  """Code that is compiled in less time and takes longer: for tests that run little of much."""
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
+  """All tests of a module compile as `testing.compiled_quickly` says."""
+  with testing.compiled_quickly():
+    yield
 
 
 @pytest.fixture(scope='session', autouse=True)

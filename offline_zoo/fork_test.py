@@ -56,5 +56,5 @@ def test_a_copied_directory_is_an_agent_of_its_own(tmp_path):
     losses.append(float(row['loss']))
   assert losses[1] == pytest.approx(2 * losses[0], rel=1e-6)
   tests = [f'offline_zoo/{name}_test.py' for name in ('agents', 'run_atari')]
-  selected = 'myqrdqn and not sigkill'  # which takes long, and is the shared code's business
+  selected = 'myqrdqn'
   python('-m', 'pytest', '-n', '0', '-p', 'no:cacheprovider', '-k', selected, *tests)

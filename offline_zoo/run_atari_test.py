@@ -3,6 +3,7 @@
 What agents can get wrong each by itself is tested of every one, on a small torso; the rest of one.
 """
 
+import contextlib
 import csv
 import dataclasses
 import fcntl
@@ -124,7 +125,9 @@ def after_one(agent, settings, first_iteration):
 def run_here(agent: str, settings: dict) -> None:
   """Runs an agent's `main` on a small torso, in chunks of two updates and short episodes."""
   module = testing.run_atari(agent)
-  with pytest.MonkeyPatch.context() as patch, testing.small_torsos():
+  # Runs of this one, that evaluate in other processes too, compile as these do.
+  compiled = contextlib.nullcontext() if agent == AGENT else testing.compiled_quickly()
+  with pytest.MonkeyPatch.context() as patch, testing.small_torsos(), compiled:
     patch.setattr(parts, 'MAX_UPDATES_PER_CHUNK', 2)
     patch.setattr(parts, 'MAX_FRAMES_PER_EPISODE', 240)
     module.main(module.Config(**testing.known_flags(module.Config, settings)))
@@ -281,14 +284,12 @@ def interrupt(monkeypatch, owner, name: str, call: int, number: int):
 
 @every_agent
 def test_a_run_goes_on_where_it_was_stopped(agent, settings, undisturbed, monkeypatch):
-  """After its end; after a signal in the midst of an iteration; after one while it evaluates."""
+  """After a signal in the midst of an iteration; after one while it evaluates; after its end."""
   agent_class = testing.agent_class(testing.run_atari(agent).agent)
-  run_here(agent, {**settings, 'num_iterations': 1})
-  assert rows(settings) == undisturbed(agent)[1][:1]
   with monkeypatch.context() as patch:
-    calls = interrupt(patch, agent_class, 'learn', 3, signal.SIGTERM)  # the third iteration's first
+    calls = interrupt(patch, agent_class, 'learn', 5, signal.SIGTERM)  # the third iteration's first
     run_here(agent, settings)
-  assert len(calls) == 3 and len(rows(settings)) == 2
+  assert len(calls) == 5 and len(rows(settings)) == 2
   with monkeypatch.context() as patch:
     learnt_again = interrupt(patch, agent_class, 'learn', -1, signal.SIGTERM)
     calls = interrupt(patch, atari_env.AtariEnv, 'step', 50, signal.SIGINT)
@@ -299,15 +300,16 @@ def test_a_run_goes_on_where_it_was_stopped(agent, settings, undisturbed, monkey
     assert_as_undisturbed(agent, settings, undisturbed)
 
 
-@every_agent
-def test_a_sigkill_at_a_random_moment(agent, settings, undisturbed):
+@one_agent
+@pytest.mark.parametrize('num_eval_workers', [0, 1])
+@pytest.mark.parametrize('num_lines', [0, 1])
+def test_a_sigkill_at_a_random_moment(agent, settings, undisturbed, num_lines, num_eval_workers):
   """One kill; for many, see benchmarks/soak.py."""
-  settings |= {'num_eval_workers': int(agent == AGENT)}
-  rng = np.random.default_rng(list(agent.encode()))
+  settings |= {'num_eval_workers': num_eval_workers}
+  rng = np.random.default_rng((num_lines, num_eval_workers))
   process, lines = start_child(agent, settings)
   # After the checkpoint is restored, or an iteration later; then at any moment of compiling,
   # learning, evaluating or saving. Three iterations take longer than the wait.
-  num_lines = rng.integers(2)
   while True:
     line = lines.recv()
     num_lines -= 'Checkpoint: ' in line or 'iteration ' in line
@@ -325,7 +327,7 @@ def test_a_sigkill_at_a_random_moment(agent, settings, undisturbed):
 
 
 @one_agent
-@pytest.mark.parametrize('num_eval_workers', [1, 2, 3])
+@pytest.mark.parametrize('num_eval_workers', [1, 3])
 def test_workers_change_nothing_but_the_time_it_takes(
   agent, settings, undisturbed, num_eval_workers
 ):

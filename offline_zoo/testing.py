@@ -149,6 +149,16 @@ class _SmallWorkers(evaluation.Workers):
 
 
 @contextlib.contextmanager
+def compiled_quickly() -> Iterator[None]:
+  """Compiles in less time what then takes longer: for tests that run little of much."""
+  jax.config.update('jax_disable_most_optimizations', True)
+  try:
+    yield
+  finally:
+    jax.config.update('jax_disable_most_optimizations', False)
+
+
+@contextlib.contextmanager
 def small_torsos() -> Iterator[None]:
   """Puts the small torso in place, here and in the workers of a run's evaluations.
 

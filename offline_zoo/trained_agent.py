@@ -35,6 +35,16 @@ class Trained:
   replay_checksum: int | None
 
 
+def make(name: str, config: Any, num_actions: int) -> parts.Learner:
+  """Makes an agent, by its name and the flags of its run, at the beginning of its learning."""
+  return _run_atari(name).make_agent(config, num_actions, None)
+
+
+def _run_atari(name: str) -> Any:
+  package = 'online' if name.startswith('online_') else name
+  return importlib.import_module(f'offline_zoo.{package}.run_atari')
+
+
 def restore(
   checkpoint_dir: str | os.PathLike,
   which: str = 'last',
@@ -65,15 +75,17 @@ def restore(
   try:
     identity = checkpoint.record['identity']
     name, flags = identity['agent'], identity['flags']
-    package = 'online' if name.startswith('online_') else name
-    if package == 'online':  # only what was learnt, not where the play was
-      checkpoint = checkpoint.part('.learner')
-    module = importlib.import_module(f'offline_zoo.{package}.run_atari')
-    config = module.Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in flags.items()})
+    if name == 'online_random':
+      raise ValueError(f'{checkpoint.path}: random play, which has learnt nothing')
+    config = _run_atari(name).Config(
+      **{k: tuple(v) if isinstance(v, list) else v for k, v in flags.items()}
+    )
   except (ImportError, KeyError, TypeError) as error:
     raise ValueError(
       f'{checkpoint.path}: not a checkpoint of this version of the package: {error!r}'
     ) from error
+  if name.startswith('online_'):  # only what was learnt, not where the play was
+    checkpoint = checkpoint.part('.learner')
   seeds = parts.seeds(config)
   seed = config.seed if seed is None else seed
   if seed not in seeds:
@@ -89,7 +101,7 @@ def restore(
     rom_dir=rom_dir or config.rom_dir,
   )
   environment = make_environment(seed=0)
-  agent = module.make_agent(config, environment.action_spec().num_values, None)
+  agent = make(name, config, environment.action_spec().num_values)
   state = checkpoint.state(agent.get_state())
   agent.set_state(state)
   return Trained(

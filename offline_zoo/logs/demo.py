@@ -4,7 +4,8 @@ r"""Logs real play in the DQN Replay Dataset's format, so that there is data wit
 
 Freeway, Pong and Breakout are played by scripted policies (demo_policies.py) that act at random at
 a rate drawn for each episode, so that returns spread from poor to good. Every other game is played
-uniformly at random. With --policy_checkpoint an agent of ours plays what it has learnt:
+uniformly at random. With --policy_checkpoint an agent of ours plays what it has learnt, with
+the ROM that its run had:
 
   python -m offline_zoo.logs.demo --environment_name=pong --replay_dir=/tmp/pong_logs \
     --policy_checkpoint=runs/dqn/pong/1/checkpoint --epsilon=0.2
@@ -22,6 +23,7 @@ import os
 import pathlib
 import time
 from collections.abc import Callable, Generator
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -52,26 +54,39 @@ class Config:
   debug: bool = False  # tracebacks for errors
 
 
+class _Trained(NamedTuple):
+  """An agent as a checkpoint had it, which is read once: its run may go on meanwhile.
+
+  Attributes:
+    name, config: see `trained_agent.Trained`.
+    params: of its network, NumPy arrays.
+  """
+
+  name: str
+  config: Any
+  params: Any
+
+  def policy(self, num_actions: int) -> Callable[[play.Game], int]:
+    """What it does, on the CPU: several processes could not share an accelerator."""
+    cpu = jax.local_devices(backend='cpu')[0]
+    with jax.default_device(cpu):
+      act = _act(self.name, self.config, num_actions)
+      key = jax.random.PRNGKey(0)
+    params, key = jax.device_put((self.params, key), cpu)  # which `act` follows
+    return lambda game: int(act(params, key, game.observation())[1])
+
+
 @functools.lru_cache
-def _trained_policy(checkpoint_dir: str) -> Callable[[play.Game], int]:
-  """What an agent of ours does, on the CPU: several processes could not share an accelerator."""
+def _act(name: str, config: Any, num_actions: int) -> Callable:
   from offline_zoo import trained_agent  # takes seconds, which few need
 
-  cpu = jax.local_devices(backend='cpu')[0]
-  with jax.default_device(cpu):
-    agent = trained_agent.restore(checkpoint_dir, eval_epsilon=0.0).agent
-    key = jax.random.PRNGKey(0)
-  params, key = jax.device_put((agent.get_state().online_params, key), cpu)  # which `act` follows
-  act = jax.jit(agent.act)
-  return lambda game: int(act(params, key, game.observation())[1])
+  return jax.jit(trained_agent.make(name, config, num_actions).act)
 
 
 def _make_policy(
   config: Config, rng: np.random.Generator
 ) -> tuple[Callable[[play.Game], int] | None, float]:
-  """The policy of an episode and its rate of random actions."""
-  if config.policy_checkpoint:
-    return _trained_policy(config.policy_checkpoint), config.epsilon or 0.0
+  """The policy of an episode, if no agent is to play, and its rate of random actions."""
   if config.policy != 'random' and config.environment_name in demo_policies.POLICIES:
     make_policy, max_epsilon = demo_policies.POLICIES[config.environment_name]
     policy, epsilon = make_policy(), rng.uniform(0.0, max_epsilon)
@@ -79,17 +94,30 @@ def _make_policy(
   return None, 1.0
 
 
-def play_episode(config: Config, index: int) -> tuple[recorded.Episode, dqn_replay.EpisodeRows]:
-  """Plays one episode, a function of its arguments."""
+def play_episode(
+  config: Config, index: int, trained: _Trained | None = None, keeps_rows: bool = True
+) -> tuple[recorded.Episode, dqn_replay.EpisodeRows | None]:
+  """Plays one episode, a function of its arguments.
+
+  Args:
+    config: what to play.
+    index: the episode's number.
+    trained: the agent that plays, if any.
+    keeps_rows: False: gives no rows, which take 7 kB a step.
+  """
   rng = np.random.default_rng((config.seed, index))
-  game = play.game(config.environment_name, config.sticky_action_probability)
+  rom_dir = trained.config.rom_dir if trained else None
+  game = play.game(config.environment_name, config.sticky_action_probability, rom_dir)
   seed = int(rng.integers(2**31))
-  policy, epsilon = _make_policy(config, rng)
+  if trained is None:
+    policy, epsilon = _make_policy(config, rng)
+  else:
+    policy, epsilon = trained.policy(game.num_actions), config.epsilon or 0.0
   checksums, ended = recorded.Checksums(), False
   frames, actions, choices, rewards = [], [], [], []
   game.start(seed)
   while not ended:
-    frames.append(game.frame)
+    frame = game.frame
     # The policy looks at every step, also at those that chance decides.
     choice = action = policy(game) if policy else -1
     if rng.random() < epsilon:
@@ -98,7 +126,9 @@ def play_episode(config: Config, index: int) -> tuple[recorded.Episode, dqn_repl
     choices.append(action == choice)  # also where an action drawn at random is the policy's
     reward, ended = game.step(action)
     rewards.append(reward)
-    checksums.add(frames[-1], action, reward, ended)
+    checksums.add(frame, action, reward, ended)
+    if keeps_rows:
+      frames.append(frame)
   episode = recorded.Episode(
     seed,
     epsilon,
@@ -107,6 +137,8 @@ def play_episode(config: Config, index: int) -> tuple[recorded.Episode, dqn_repl
     np.array(choices, np.uint8),
     np.array(checksums.values, np.uint32),
   )
+  if not keeps_rows:
+    return episode, None
   terminals = np.zeros(len(rewards), np.uint8)
   terminals[-1] = 1
   rows = dqn_replay.EpisodeRows(
@@ -119,34 +151,42 @@ def play_episode(config: Config, index: int) -> tuple[recorded.Episode, dqn_repl
   return episode, rows
 
 
-def _check(config: Config) -> None:
+def _check(config: Config) -> _Trained | None:
+  """Checks the flags; gives the agent that is to play, if any."""
   game = atari_data.game(config.environment_name).name
   has_policy = game in demo_policies.POLICIES
-  for name in ('num_transitions', 'num_processes'):
-    program.check(config, name, getattr(config, name) >= 1, 'at least 1')
+  program.check_positive(config, 'num_transitions', 'num_processes')
+  program.check_not_negative(config, 'seed')
+  program.check_in_unit_interval(config, 'sticky_action_probability')
   good = config.policy in (None, 'random', 'scripted')
   program.check(config, 'policy', good, 'scripted or random')
   good = config.policy != 'scripted' or has_policy
   program.check(config, 'policy', good, f'only for {", ".join(demo_policies.POLICIES)}')
-  if config.policy_checkpoint is not None:
-    from offline_zoo import trained_agent  # takes seconds, which few need
-
-    program.check(config, 'policy', config.policy is None, 'none beside --policy_checkpoint')
-    trained = trained_agent.restore(config.policy_checkpoint, flag='policy_checkpoint').config
-    learnt, samples = trained.environment_name, getattr(trained, 'sample_actions', False)
-    program.check(config, 'policy_checkpoint', learnt == game, f'an agent of {game}, not {learnt}')
-    # What is logged as an action's probability would be false.
-    program.check(config, 'policy_checkpoint', not samples, 'no agent with --sample_actions')
   if config.epsilon is not None:
     program.check_in_unit_interval(config, 'epsilon')
     is_scripted = has_policy and config.policy != 'random'
     acts = config.policy_checkpoint is not None or is_scripted
     program.check(config, 'epsilon', acts, 'nothing where all actions are random')
+  if config.policy_checkpoint is None:
+    return None
+  from offline_zoo import trained_agent  # takes seconds, which few need
+
+  program.check(config, 'policy', config.policy is None, 'none beside --policy_checkpoint')
+  trained = trained_agent.restore(
+    config.policy_checkpoint, eval_epsilon=0.0, flag='policy_checkpoint'
+  )
+  learnt = trained.config.environment_name
+  samples = getattr(trained.config, 'sample_actions', False)
+  program.check(config, 'policy_checkpoint', learnt == game, f'an agent of {game}, not {learnt}')
+  # What is logged as an action's probability would be false.
+  program.check(config, 'policy_checkpoint', not samples, 'no agent with --sample_actions')
+  params = jax.tree.map(np.asarray, trained.agent.get_state().online_params)
+  return _Trained(trained.name, trained.config, params)
 
 
-def _play_episodes(config: Config) -> Generator:
+def _play_episodes(config: Config, trained: _Trained | None, keeps_rows: bool) -> Generator:
   """Episodes 0, 1, 2, ...; see `play_episode`."""
-  function = functools.partial(play_episode, config)
+  function = functools.partial(play_episode, config, trained=trained, keeps_rows=keeps_rows)
   return play.in_processes(function, itertools.count(), config.num_processes)
 
 
@@ -160,15 +200,17 @@ def record(config: Config, path: pathlib.Path) -> recorded.Recording:
   """
   from offline_zoo import results  # with Orbax, which processes that play do not need
 
-  _check(config)
+  trained = _check(config)
   results.check_path('recorded_path', path, is_directory=False)
   if os.path.lexists(path):
     raise FileExistsError(f'--recorded_path={path}: exists')
-  recording = recorded.Recording(
-    recorded.make_header(config.environment_name, config.sticky_action_probability, True)
+  rom_dir = trained.config.rom_dir if trained else None
+  header = recorded.make_header(
+    config.environment_name, config.sticky_action_probability, True, rom_dir
   )
+  recording = recorded.Recording(header)
   with (
-    contextlib.closing(_play_episodes(config)) as episodes,
+    contextlib.closing(_play_episodes(config, trained, keeps_rows=False)) as episodes,
     program.progress_bar(config.num_transitions, 'playing', 'transition') as bar,
   ):
     while recording.num_steps < config.num_transitions:
@@ -192,12 +234,12 @@ def write_logs(config: Config, replay_dir: pathlib.Path) -> None:
     ValueError: a bad value in `config`.
     FileExistsError: there is something at `replay_dir` already.
   """
-  _check(config)
+  trained = _check(config)
   returns = []
   start = time.monotonic()
   with (
     dqn_replay.new_directory(replay_dir) as partial,
-    contextlib.closing(_play_episodes(config)) as episodes,
+    contextlib.closing(_play_episodes(config, trained, keeps_rows=True)) as episodes,
     program.progress_bar(config.num_transitions, 'playing', 'transition') as bar,
   ):
     writer = dqn_replay.ShardWriter(partial, config.shard_capacity, with_prob=True)

@@ -1,10 +1,15 @@
 """Tests for demo.py and demo_policies.py: real play, logged as the format asks."""
 
 import dataclasses
+import functools
 import os
+import pickle
+import shutil
 import subprocess
 import sys
+import types
 
+import jax
 import numpy as np
 import pytest
 
@@ -101,7 +106,7 @@ def test_rates_of_random_actions_spread_over_the_episodes(game, max_epsilon):
   assert demo._make_policy(fixed, np.random.default_rng(0))[1] == 0.3
 
 
-def test_the_emulators_chance_is_as_the_flag_says(monkeypatch):
+def test_the_emulators_chance_is_as_the_flag_says_and_its_rom_the_agents(monkeypatch):
   made = []
 
   def game(*arguments):
@@ -111,7 +116,10 @@ def test_the_emulators_chance_is_as_the_flag_says(monkeypatch):
   monkeypatch.setattr(play, 'game', game)
   with pytest.raises(ZeroDivisionError):
     demo.play_episode(demo.Config(sticky_action_probability=0.125), 0)
-  assert made == [('pong', 0.125)]
+  trained = demo._Trained('dqn', types.SimpleNamespace(rom_dir='roms'), {})
+  with pytest.raises(ZeroDivisionError):
+    demo.play_episode(demo.Config(), 0, trained)
+  assert made == [('pong', 0.125, None), ('pong', 0.25, 'roms')]
 
 
 def always_one(monkeypatch, epsilon: float) -> None:
@@ -171,14 +179,14 @@ def small(monkeypatch):
   monkeypatch.setattr(networks, 'nature_torso', testing.small_torso)
   monkeypatch.setattr(play, 'in_processes', lambda f, items, n: (f(item) for item in items))
   monkeypatch.setattr(play, 'MAX_STEPS_PER_EPISODE', 300)
-  demo._trained_policy.cache_clear()
+  demo._act.cache_clear()
 
 
 def test_a_trained_agents_play_is_what_it_does_frame_by_frame(small, checkpoint, monkeypatch):
   config = demo.Config(
     environment_name='breakout', policy_checkpoint=checkpoint, sticky_action_probability=0.0
   )
-  recording, rows = demo.play_episode(config, 2)
+  recording, rows = demo.play_episode(config, 2, demo._check(config))
   assert recording.epsilon == 0 and recording.choices.all() and (rows.probs == 1).all()
   agent = trained_agent.restore(checkpoint, eval_epsilon=0.0).agent
   monkeypatch.setattr(parts, 'MAX_FRAMES_PER_EPISODE', 4 * len(rows.actions))
@@ -191,6 +199,34 @@ def test_a_trained_agents_play_is_what_it_does_frame_by_frame(small, checkpoint,
       actions.append(action)
   np.testing.assert_array_equal(rows.actions, actions)
   assert len(actions) > 100
+
+
+def test_every_process_plays_the_agent_that_was_read(small, checkpoint, tmp_path):
+  """Though its run goes on meanwhile, and keeps other checkpoints."""
+  directory = tmp_path / 'checkpoint'
+  shutil.copytree(checkpoint, directory)
+  config = demo.Config(environment_name='breakout', policy_checkpoint=str(directory))
+  in_a_process = pickle.dumps(
+    functools.partial(demo.play_episode, config, trained=demo._check(config))
+  )
+  shutil.rmtree(directory)
+  same = demo.Config(environment_name='breakout', policy_checkpoint=checkpoint)
+  want = demo.play_episode(same, 1, demo._check(same))
+  got = pickle.loads(in_a_process)(1)
+  for a, b in zip(jax.tree.leaves(want), jax.tree.leaves(got), strict=True):
+    np.testing.assert_array_equal(a, b)
+
+
+def test_what_was_not_logged_as_it_says_is_not_played(small, checkpoint, tmp_path, monkeypatch):
+  """An agent that samples has other probabilities than its best action's."""
+  trained = trained_agent.restore(checkpoint)
+  sampling = types.SimpleNamespace(**vars(trained.config), sample_actions=True)
+  monkeypatch.setattr(
+    trained_agent, 'restore', lambda *_, **__: dataclasses.replace(trained, config=sampling)
+  )
+  config = demo.Config(environment_name='breakout', policy_checkpoint=checkpoint)
+  with pytest.raises(ValueError, match=r'--policy_checkpoint=.*expected no agent with --sample'):
+    demo.write_logs(config, tmp_path / 'logs')
 
 
 def test_a_trained_agents_logs(small, checkpoint, tmp_path):
@@ -229,8 +265,9 @@ def test_a_trained_agents_logs(small, checkpoint, tmp_path):
     ({'num_transitions': 0}, '--num_transitions=0'),
     ({'policy': 'best'}, '--policy=best'),
     ({'policy': 'scripted', 'environment_name': 'seaquest'}, 'only for freeway, pong, breakout'),
-    ({'shard_capacity': 3}, 'capacity'),
-    ({'sticky_action_probability': 2.0}, 'sticky_action_probability'),
+    ({'shard_capacity': 3}, '--shard_capacity=3: expected 6 to'),
+    ({'sticky_action_probability': 2.0}, '--sticky_action_probability=2.0: expected'),
+    ({'seed': -1}, '--seed=-1: expected 0 or more'),
     ({'num_processes': 0}, '--num_processes=0'),
   ],
 )

@@ -427,7 +427,7 @@ class ShardWriter:
   def __init__(self, replay_dir: str | os.PathLike, capacity: int, with_prob: bool = False):
     """Begins a directory of shards of so many rows, `with_prob` with probabilities of actions."""
     if not NUM_PADDING_ROWS + 2 < capacity <= MAX_ROWS:
-      raise ValueError(f'a shard needs a capacity of 6 to {MAX_ROWS} rows, got {capacity}')
+      raise ValueError(f'--shard_capacity={capacity}: expected 6 to {MAX_ROWS} rows')
     self._replay_dir = replay_dir
     self._columns = {
       name: np.zeros((capacity, *shape), dtype)

@@ -126,7 +126,7 @@ def make_header(
     environment_name,
     atari_env.rom_md5(environment_name, rom_dir),
     this_emulator(),
-    sticky_action_probability,
+    float(sticky_action_probability),
     play.game(environment_name, sticky_action_probability, rom_dir).num_actions,
     has_choices,
   )
@@ -397,9 +397,12 @@ def play_again(
   function = functools.partial(_play_again, header, rom_dir, keeps_rows)
   for number, rows in enumerate(play.in_processes(function, episodes, num_processes), first_number):
     if isinstance(rows, _Mismatch):
+      is_same = emulator == header.emulator
+      why = 'here is the same: was the file changed, or how OpenCV resizes?'
       raise shard.FormatError(
         f'{path}: episode {number}: steps {rows.first} to {rows.last} are not what was recorded '
-        f'with {header.emulator} and ROM {header.rom_md5}; here is {emulator}, with this ROM'
+        f'with {header.emulator} and ROM {header.rom_md5}; '
+        + (why if is_same else f'here is {emulator}, with this ROM')
       )
     yield rows
 

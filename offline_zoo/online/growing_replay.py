@@ -38,6 +38,9 @@ class GrowingReplay:
   Row t of all, counted from 0, lies at t mod capacity, and the first n + 3 of these places are
   repeated behind the last one: thus each window of rows that `replay.gather` looks at is in one
   piece. Frames are kept as they are, 7,056 bytes each.
+
+  Attributes:
+    capacity: as it was made with.
   """
 
   def __init__(self, capacity: int, *, n_step: int, discount: float, max_abs_reward: float | None):
@@ -52,7 +55,7 @@ class GrowingReplay:
     Raises:
       ValueError: there is too little memory.
     """
-    self._capacity = capacity
+    self.capacity = capacity
     self._num_repeated = n_step + NUM_PADDING_ROWS
     self._settings: dict[str, Any] = {
       'n_step': n_step,
@@ -103,12 +106,12 @@ class GrowingReplay:
       'rewards': np.float32(reward),
       'terminals': np.bool_(terminal),
     }
-    place = self._num_rows % self._capacity
+    place = self._num_rows % self.capacity
     self._columns = _write(self._columns, np.int32(place), values)
     if place < self._num_repeated:
-      self._columns = _write(self._columns, np.int32(place + self._capacity), values)
+      self._columns = _write(self._columns, np.int32(place + self.capacity), values)
     self._num_rows += 1
-    self._oldest_row = max(self._oldest_row, self._num_rows - self._capacity)
+    self._oldest_row = max(self._oldest_row, self._num_rows - self.capacity)
 
   def data(self) -> replay.ReplayData:
     """Gives what there is to sample from, until the next row is added.
@@ -119,11 +122,11 @@ class GrowingReplay:
     ends = np.minimum(self._ends, self._num_rows - self._settings['n_step'])
     # The first row that begins a lap of places; episodes are in two parts there.
     lap = NUM_PADDING_ROWS
-    lap += (self._num_rows - lap) // self._capacity * self._capacity
+    lap += (self._num_rows - lap) // self.capacity * self.capacity
     firsts = np.concatenate([firsts, np.maximum(firsts, lap)])
     ends = np.concatenate([np.minimum(ends, lap), ends])
     lengths = np.maximum(ends - firsts, 0)
-    places = (firsts - NUM_PADDING_ROWS) % self._capacity + NUM_PADDING_ROWS
+    places = (firsts - NUM_PADDING_ROWS) % self.capacity + NUM_PADDING_ROWS
     run_ends = np.full(2 * self._max_episodes, lengths.sum(), np.int32)
     run_offsets = np.zeros(2 * self._max_episodes, np.int32)
     run_ends[: len(lengths)] = np.cumsum(lengths)

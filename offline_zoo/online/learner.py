@@ -109,10 +109,7 @@ class OnlineLearner:
     greedy_act: Callable[..., Any],
     header: recorded.Header,
     schedule: Schedule,
-    replay_capacity: int,
-    n_step: int,
-    discount: float,
-    max_abs_reward: float | None,
+    replay: growing_replay.GrowingReplay,
     rom_dir: str | None,
     seed: int,
   ):
@@ -123,10 +120,7 @@ class OnlineLearner:
       greedy_act: its `act`, without random actions.
       header: of the recording.
       schedule: of acting and learning.
-      replay_capacity: rows of the replay.
-      n_step: see `replay.ReplayData`.
-      discount: see `replay.ReplayData`.
-      max_abs_reward: see `replay.ReplayData`.
+      replay: an empty one.
       rom_dir: see `atari_env.rom_path`.
       seed: of everything.
     """
@@ -134,12 +128,7 @@ class OnlineLearner:
     self._act, self._greedy_act = jax.jit(agent.act), jax.jit(greedy_act)
     self._learner = agent.initial_state(jax.random.PRNGKey(seed))
     self._header, self._schedule, self._seed, self._rom_dir = header, schedule, seed, rom_dir
-    self._replay_capacity = replay_capacity
-    self._settings: dict[str, Any] = {
-      'n_step': n_step,
-      'discount': discount,
-      'max_abs_reward': max_abs_reward,
-    }
+    self._replay = replay
     self._unused_key = jax.random.PRNGKey(0)  # what acts greedily draws nothing
     # Of the run; then of the episode under way.
     self.num_steps = self.num_episodes = self._play_checksum = 0
@@ -170,9 +159,8 @@ class OnlineLearner:
     num_rows = np.cumsum(
       [0, *(shard.NUM_PADDING_ROWS + len(episode.actions) for episode in episodes)]
     )
-    forgotten = max(num_rows[-1] - self._replay_capacity, 0)
+    forgotten = max(num_rows[-1] - self._replay.capacity, 0)
     first = int(np.searchsorted(num_rows, forgotten, side='right')) - 1
-    self._replay = growing_replay.GrowingReplay(self._replay_capacity, **self._settings)
     played = recorded.play_again(
       path, self._header, episodes[first:], num_processes, self._rom_dir, first_number=first
     )
@@ -184,7 +172,7 @@ class OnlineLearner:
           self._replay.add(frame, int(action), float(reward), bool(terminal))
         bar.update()
 
-    self._game = play.game(
+    self._game = play.Game(  # its own, which nobody else plays
       self._header.environment_name, self._header.sticky_action_probability, self._rom_dir
     )
     steps = [*zip(self._actions, self._choices, strict=True)]

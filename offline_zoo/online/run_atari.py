@@ -31,8 +31,8 @@ RECORDING = 'recorded.play'  # beside the CSV
 class Config:
   """The experiment. Each field is a flag, and its comment the help.
 
-  "Dopamine" is its DQN as its dqn_icml.gin sets it (Castro et al. 2018), which the DQN Replay
-  Dataset was logged with, but for a final epsilon of 0.01.
+  "Dopamine" is its DQN as its dqn.gin sets it (Castro et al. 2018), and as batch_rl's does, whose
+  DQN logged the DQN Replay Dataset.
   """
 
   # Game and agent
@@ -66,7 +66,8 @@ class Config:
   steps_per_update: int = 4  # agent steps; Dopamine
   replay_capacity: int = 1_000_000  # rows, 7,062 bytes each, blank ones included; Dopamine
   warmup_steps: int = 20_000  # agent steps, all random, before the first update's; Dopamine
-  epsilon_decay_steps: int = 250_000  # agent steps from epsilon 1 to the final one; Dopamine
+  epsilon_decay_steps: int = 250_000  # agent steps from epsilon 1 to the final one; Dopamine, but
+  # that an episode keeps the rate that it begins with
   final_epsilon: float = 0.01  # probability that a random action begins; Dopamine
   zeta_exponent: float | None = None  # a random action lasts n steps, at odds of n^-this; none: one
 
@@ -90,6 +91,8 @@ class Config:
     program.check_in_unit_interval(self, 'final_epsilon')
     if self.zeta_exponent is not None:
       program.check(self, 'zeta_exponent', self.zeta_exponent > 1, 'more than 1')
+    good = self.agent != 'random' or not self.agent_flags
+    program.check(self, 'agent_flags', good, 'none: random play has none')
     agents = agent_config(self)
     least = 4 + (agents.n_step if agents else 1)  # with fewer, there is nothing to sample
     program.check(self, 'warmup_steps', self.warmup_steps >= least, f'{least} or more')
@@ -179,16 +182,26 @@ def make_learner(config: Config, num_actions: int) -> learner.OnlineLearner:
   Args:
     config: the flags.
     num_actions: the size of the game's action set.
+
+  Raises:
+    ValueError: there is too little memory for the replay.
   """
-  settings: dict[str, Any] = {'n_step': 1, 'discount': 0.0, 'max_abs_reward': None}
   if config.agent == 'random':
     agent: Any = _Random(num_actions)
     greedy, final_epsilon = agent, 1.0
+    # From which nothing is sampled.
+    data = growing_replay.GrowingReplay(
+      2 * growing_replay.ROWS_PER_EPISODE, n_step=1, discount=0.0, max_abs_reward=None
+    )
   else:
     agent = make_agent(config, num_actions)
     greedy = make_agent(dataclasses.replace(config, eval_epsilon=0.0), num_actions)
     final_epsilon = config.final_epsilon
-    settings = {name: getattr(agent_config(config), name) for name in settings}
+    agents = agent_config(config)
+    data = growing_replay.GrowingReplay(
+      config.replay_capacity, n_step=agents.n_step, discount=agents.discount,
+      max_abs_reward=agents.max_abs_reward,
+    )  # fmt: skip
   return learner.OnlineLearner(
     agent=agent,
     greedy_act=greedy.act,
@@ -205,8 +218,7 @@ def make_learner(config: Config, num_actions: int) -> learner.OnlineLearner:
       config.steps_per_update,
       config.zeta_exponent,
     ),
-    replay_capacity=config.replay_capacity,
-    **settings,
+    replay=data,
     rom_dir=config.rom_dir,
     seed=config.seed,
   )

@@ -328,6 +328,11 @@ def test_random_play(tmp_path):
   (row,) = rows(settings)
   assert row['epsilon'] == '1.0' and 'loss' not in row
   assert recorded.verify(recording(settings), 1)[1] == 180
+  # It needs no replay.
+  random = run_atari.make_learner(run_atari.Config(**settings | {'replay_capacity': 10**9}), 4)
+  assert random._replay.capacity == 128
+  with pytest.raises(ValueError, match='step_1: random play, which has learnt nothing'):
+    trained_agent.restore(recording(settings).with_name('checkpoint'))
 
 
 def test_other_values_arrive_and_a_run_of_them_goes_on(tmp_path, monkeypatch):
@@ -393,6 +398,15 @@ def test_a_recording_that_is_not_the_runs(tmp_path):
     ValueError, match=r'recorded\.play: its emulator is ale-py 9.*, here it is ale'
   ):
     run(more)
+  (tmp_path / 'same.play').write_bytes(content)
+  header, episodes = recorded.read(tmp_path / 'same.play')
+  changed = recorded.Recording(header)
+  for episode in episodes:
+    if episode.ended:
+      changed.add(episode._replace(actions=3 - episode.actions))
+  path.write_bytes(changed.content())
+  with pytest.raises(ValueError, match=r'recorded\.play: not what the run played'):
+    run(more)
   path.unlink()
   with pytest.raises(FileNotFoundError, match=r'recorded\.play: no such recording'):
     run(more)
@@ -411,6 +425,8 @@ def test_a_recording_that_is_not_the_runs(tmp_path):
     ({'agent_flags': 'n_step=2'}, '--agent_flags: expected flags only, got n_step=2'),
     ({'agent_flags': '--seed=2'}, "--agent_flags: --seed=2: expected only what is the agent's"),
     ({'agent_flags': '--shards=2'}, '--agent_flags: --shards='),
+    ({'agent': 'random'}, '--agent_flags=--batch_size=4.*expected none: random play has none'),
+    ({'replay_capacity': 10**9}, '--replay_capacity=1000000000: needs .* GB of memory'),
     ({'replay_capacity': 127}, '--replay_capacity=127: expected 128 or more'),
     ({'warmup_steps': 3}, '--warmup_steps=3: expected'),
     ({'final_epsilon': 2.0}, '--final_epsilon'),
