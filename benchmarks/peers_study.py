@@ -11,8 +11,9 @@ actions and episodes, which are those of our runs of the same seed.
 Each run is in a directory beside ours, <directory>/<data>/<library>_<algorithm>_<values>/<seed>:
 results.csv and evaluation.csv as ours, config.json with the values and versions, and log.txt with
 what the library says. Runs go one after the other; each takes as many threads as it is given cores,
-see taskset(1). A run that is finished is not run again, one that was stopped begins anew. Several
-of these commands may go on at a time: a run that is being run is left to the other.
+see taskset(1); the sweep gives ours one. A run that is finished is not run again, one that was
+stopped begins anew. Several of these commands may go on at a time: a run that is being run is left
+to the other. Logs must be there: the sweep makes them.
 
 Values are a library's own ("defaults", of its Atari examples: see OWN in peers/*_learn.py) or ours
 ("laptop", of offline_zoo/<agent>/laptop.flags, as far as it has such a knob):
@@ -49,7 +50,8 @@ biases too, for which ours have zeros; weights of our BCQ, BC and CRR have the s
 Before an episode's first frame Tianshou repeats it, where ours and d3rlpy's are black. Where the
 end of a shard cuts an episode, ours leaves out the rows from which n steps are not logged. There
 d3rlpy takes fewer steps, and so does Tianshou, with the value of the state before the one that it
-has come to; that is 30 of the 50,000 rows of the laptop study's logs.
+has come to; that is 30 of the 50,000 rows of the laptop study's logs. Ours leaves out six rows
+more, where shards begin within an episode; there the others' stacks begin as an episode's do.
 """
 
 import argparse
@@ -60,7 +62,6 @@ import importlib
 import json
 import pathlib
 import shutil
-import subprocess
 import sys
 import types
 from collections.abc import Callable, Sequence
@@ -151,6 +152,8 @@ def tasks(
     path = run.directory.parents[1] / agent / str(run.config.seed) / 'results.csv'
     config = dataclasses.replace(run.config, results_csv_path=str(path))
     own = laptop_values(algorithm) if name == 'laptop' else None
+    if own is not None and (library, algorithm) == ('tianshou', 'crr'):
+      del own['n_step']  # which it does not know
     run = dataclasses.replace(run, agent=agent, config=config)
     return Task(run, library, peers[library], algorithm, own)
 
@@ -223,6 +226,33 @@ def mean_logged_return(replay_dir: pathlib.Path, config: Any) -> float:
   return replay.Logs(replay_dir, cache_dir=cache_dir).mean_episode_return
 
 
+def flags_of(task: Task) -> dict[str, Any]:
+  """What makes a run the one that it is."""
+  names = (
+    'environment_name', 'replay_dir', 'seed', 'num_iterations', 'num_updates_per_iteration',
+    'eval_steps', 'eval_epsilon', 'sticky_action_probability',
+  )  # fmt: skip
+  return {name: getattr(task.run.config, name) for name in names} | (task.values or {})
+
+
+def is_finished(task: Task) -> bool:
+  """Whether a run is not to be run again.
+
+  Raises:
+    ValueError: it had other flags or values.
+  """
+  if not plan.is_evaluated(task.run, task.run.num_updates):
+    return False
+  path = task.run.directory / 'config.json'
+  was, flags = json.loads(path.read_text())['flags'], flags_of(task)
+  if differing := [name for name in flags | was if flags.get(name) != was.get(name)]:
+    name = differing[0]
+    raise ValueError(
+      f'{path}: {name} was {was.get(name)}, and is {flags.get(name)} now; move its directory'
+    )
+  return True
+
+
 def learn(task: Task, stop: parts.StopSignal, log: IO[Any]) -> np.ndarray:
   """Runs all of a run; returns the returns of its last evaluation.
 
@@ -246,14 +276,7 @@ def learn(task: Task, stop: parts.StopSignal, log: IO[Any]) -> np.ndarray:
     f'--values={json.dumps(task.values)}', stderr=log,
   )  # fmt: skip
   with contextlib.closing(peer):
-    flags = {
-      name: getattr(config, name)
-      for name in (
-        'environment_name', 'replay_dir', 'seed', 'num_iterations', 'num_updates_per_iteration',
-        'eval_steps', 'eval_epsilon', 'sticky_action_probability',
-      )
-    } | (task.values or {})  # fmt: skip
-    about = {'agent': task.run.agent, 'flags': flags, 'peer': peer.ready}
+    about = {'agent': task.run.agent, 'flags': flags_of(task), 'peer': peer.ready}
     results.write_atomically(directory / 'config.json', json.dumps(about, indent=2) + '\n')
     repeats = peer.ready['first_frame_is_repeated']
     processor = RepeatingProcessor() if repeats else processors.AtariProcessor()
@@ -283,13 +306,6 @@ def learn(task: Task, stop: parts.StopSignal, log: IO[Any]) -> np.ndarray:
     text = evaluate.returns_csv(trained, returns, seed=0)
     results.write_atomically(directory / 'evaluation.csv', text)
   return returns
-
-
-def make_logs(run: plan.Run) -> None:
-  """Makes a run's logs as the sweep does, if they are missing."""
-  if (make := run.missing_logs) is not None:
-    module, *words = make
-    subprocess.run([sys.executable, '-m', f'offline_zoo.{module}', *words], check=True)
 
 
 def main() -> None:
@@ -325,13 +341,12 @@ def main() -> None:
         logging.info('%s is being run', task.run)
         continue
       with log:
-        if plan.is_evaluated(task.run):
-          continue
-        make_logs(task.run)
-        logging.info('%s', task.run)
         try:
+          if is_finished(task):
+            continue
+          logging.info('%s', task.run)
           returns = learn(task, stop, log)
-        except (FloatingPointError, RuntimeError) as error:
+        except (FloatingPointError, OSError, RuntimeError, ValueError) as error:
           failed[task.run] = error
           logging.warning('%s failed, see %s: %s', task.run, log_path, error)
         else:

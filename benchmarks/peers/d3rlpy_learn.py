@@ -136,7 +136,7 @@ def main():
 
     return protocol.Learner(learn, act)
 
-  facts = {'first_frame_is_repeated': False, 'threads': torch.get_num_threads()}
+  facts = {'first_frame_is_repeated': False, 'threads': torch.get_num_threads(), 'own': OWN}
   protocol.serve_learners(replies, ('d3rlpy', 'torch', 'numpy'), make, facts)
 
 

@@ -102,7 +102,7 @@ class Peer:
     self._process = subprocess.Popen(
       [python, str(self._script), *flags],
       stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True,
-      start_new_session=True,  # Ctrl-C is for the benchmark, whose end ends it
+      process_group=0,  # Ctrl-C is for the benchmark, whose end ends it
     )  # fmt: skip
     self.ready = self._answer()
 

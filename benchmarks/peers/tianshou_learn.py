@@ -164,7 +164,7 @@ def main():
 
     return protocol.Learner(learn, act)
 
-  facts = {'first_frame_is_repeated': True, 'threads': torch.get_num_threads()}
+  facts = {'first_frame_is_repeated': True, 'threads': torch.get_num_threads(), 'own': OWN}
   protocol.serve_learners(replies, ('tianshou', 'torch', 'numpy'), make, facts)
 
 

@@ -3,7 +3,8 @@
   python -m offline_zoo.studies.child <pid of that process> <cores, such as 0,1> <niceness> \
     offline_zoo.dqn.run_atari --environment_name=pong ...
 
-The program, and whatever it starts, runs on these cores alone. Linux sends it SIGTERM.
+The program, and whatever it starts, runs on these cores alone, with this niceness beyond its
+parent's. Linux sends it SIGTERM.
 """
 
 import contextlib
@@ -20,10 +21,10 @@ def main(parent: str, cores: str, niceness: str, *program: str) -> None:
   if os.getppid() != int(parent):  # which ended before that call
     sys.exit(128 + signal.SIGTERM)
   os.sched_setaffinity(0, map(int, cores.split(',')))
-  os.nice(int(niceness))
+  total = os.nice(int(niceness))
   # Where Linux divides time among sessions first, that counts only within this one (sched(7)).
   with contextlib.suppress(OSError), open('/proc/self/autogroup', 'w') as file:
-    file.write(niceness)
+    file.write(str(total))
   os.execv(sys.executable, [sys.executable, '-m', *program])
 
 

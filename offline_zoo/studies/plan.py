@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from absl import flags
 
-from offline_zoo import atari_data, program, results
+from offline_zoo import atari_data, parts, program, results
 from offline_zoo.logs import bundled
 from offline_zoo.studies import evaluate
 
@@ -154,6 +154,25 @@ def _run(sweep: dict[str, Any], data: dict[str, Any], agent: str, seed: int) -> 
   return Run(data['name'], agent, config, (module, *words), make, sweep.get('evaluate', 0))
 
 
+def _check_apart(runs: Sequence[Run]) -> None:
+  """Checks that no two runs are of one seed, or write to one place, or make one log differently."""
+  seeds, places = set(), set()
+  makers: dict[str, tuple[str, ...] | None] = {}
+  for run in runs:
+    config = run.config
+    for seed in parts.seeds(config):
+      if (run.data, run.agent, seed) in seeds:
+        raise ValueError(f'{run}: --num_seeds={config.num_seeds}: another run has seed {seed} too')
+      seeds.add((run.data, run.agent, seed))
+      for flag in ('tensorboard_dir', 'video_dir'):
+        place = (flag, getattr(config, flag), run.agent, config.environment_name, seed)
+        if place[1] is not None and place in places:
+          raise ValueError(f'{run}: --{flag}={place[1]}: a run on other data writes there too')
+        places.add(place)
+    if makers.setdefault(config.replay_dir, run.make) != run.make:
+      raise ValueError(f'data {run.data!r}: make: other data has logs at {config.replay_dir} too')
+
+
 def read(path: pathlib.Path) -> list[Run]:
   """Reads what a file says is to be run, and checks all of it but that there are logs.
 
@@ -195,7 +214,12 @@ def read(path: pathlib.Path) -> list[Run]:
       ]
   except ValueError as error:
     raise ValueError(f'{place}: {error}') from error
-  return [run for of_data in runs.values() for run in of_data]
+  every_run = [run for of_data in runs.values() for run in of_data]
+  try:
+    _check_apart(every_run)
+  except ValueError as error:
+    raise ValueError(f'{path}: {error}') from error
+  return every_run
 
 
 # How far a run is, and what comes next: told by its files, whoever runs it.
@@ -230,13 +254,13 @@ def progress_of(run: Run) -> Progress:
   return Progress(len(rows) // num_seeds, seconds)
 
 
-def is_evaluated(run: Run) -> bool:
-  """Whether the last evaluation is there, and is of what was learnt last."""
-  expected = (run.agent, run.config.environment_name, str(run.config.seed), str(run.num_updates))
+def is_evaluated(run: Run, num_updates: int) -> bool:
+  """Whether the last evaluation is there, and is of what so many updates have made."""
+  expected = (run.agent, run.config.environment_name, str(run.config.seed), str(num_updates))
   try:
     with open(run.directory / 'evaluation.csv', newline='') as file:
       header, *rows = csv.reader(file)
-  except (OSError, ValueError):
+  except (OSError, ValueError, csv.Error):
     return False
   return (
     tuple(header) == evaluate.EPISODE_COLUMNS
@@ -254,14 +278,19 @@ class Step(NamedTuple):
 
 def next_step(run: Run) -> Step | None:
   """Finds what is to be done next for a run; None if it is finished."""
+  return _next_step(run, progress_of(run))
+
+
+def _next_step(run: Run, progress: Progress) -> Step | None:
   log = run.directory / 'log.txt'
   config = run.config
-  if progress_of(run).iterations < config.num_iterations:
+  if progress.iterations < config.num_iterations:
     if (make := run.missing_logs) is not None:
       replay_dir = pathlib.Path(config.replay_dir)
       return Step(make, replay_dir.with_name(f'{replay_dir.name}.log.txt'))
     return Step(run.words, log)
-  if run.num_eval_episodes and not is_evaluated(run):
+  num_updates = progress.iterations * config.num_updates_per_iteration  # may be more than asked for
+  if run.num_eval_episodes and not is_evaluated(run, num_updates):
     values = {
       'checkpoint_dir': run.directory / 'checkpoint', 'num_states': 0,
       'episodes': run.num_eval_episodes, 'csv_path': run.directory / 'evaluation.csv',
@@ -294,7 +323,7 @@ def _is_locked(log: pathlib.Path) -> bool:
       fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
   except BlockingIOError:
     return True
-  except FileNotFoundError:
+  except OSError:  # there is none, or what locks it says what is the matter
     pass
   return False
 
@@ -315,11 +344,12 @@ def statuses(runs: Sequence[Run], failed: Mapping[Run, str]) -> dict[Run, Status
   """Finds how it is with each run, wherever it runs."""
   found, logs = {}, set()
   for run in runs:
-    step = next_step(run)
+    progress = progress_of(run)
+    step = _next_step(run, progress)
     state = 'done' if step is None else 'failed' if run in failed else 'waiting'
     # Of those that wait for logs, one makes them.
     if step is not None and step.log not in logs and _is_locked(step.log):
       logs.add(step.log)
       state = 'running'
-    found[run] = Status(state, progress_of(run))
+    found[run] = Status(state, progress)
   return found

@@ -194,7 +194,7 @@ def test_intervals():
 
 
 def test_performance_profiles():
-  scores = {'cql': np.array([[0.0, 1.0], [0.5, 2.0]]), 'rem': np.array([[0.25, 0.25]])}
+  scores = {'cql': np.array([[0.0, 1.0], [0.5, 2.0], [0.5, 2.0]]), 'rem': np.array([[0.25, 0.25]])}
   (axes,) = plots.performance_profiles(scores).axes
   of = lines(axes)
   thresholds = np.linspace(0, 2, 201)
@@ -203,7 +203,7 @@ def test_performance_profiles():
     want = [(x > t).mean() for t in thresholds]
     np.testing.assert_allclose(of[name][:, 1], want)
   # Above 0.75 are all runs of the second game and none of the first, however they are drawn; above
-  # 0.25, in a quarter of the resamples each, all of the first or none.
+  # 0.25, in 8 and 1 of 27 resamples, all of the first or none.
   band = bounds(axes.collections[0])
   for threshold, low_and_high in ((0.75, [0.5, 0.5]), (0.25, [0.5, 1.0])):
     (row,) = band[np.isclose(band[:, 0], threshold)]

@@ -118,7 +118,7 @@ def text_curve(seeds: Sequence[Run]) -> str:
   run = seeds[0]
   whose = f'seed {run.seed}' if len(seeds) == 1 else f'mean of {len(seeds)} seeds'
   lines = [f'{run.agent} on {run.data}, {whose}: mean return of an episode']
-  width = max(len(label) for label, _ in bars)
+  width = max((len(label) for label, _ in bars), default=0)
   for label, value in bars:
     length = round(_BAR_WIDTH * (value - low) / (high - low or 1))
     bar = '#' * length if value <= high else '#' * (_BAR_WIDTH - 1) + '>'
@@ -353,8 +353,8 @@ def make_report(read: Sequence[Run], with_published: bool, dark: bool) -> dict[s
       text += [
         f'## All of {", ".join(scores.data)}',
         f'Human-normalised scores {of}after {scores.last.num_updates:,} updates; runs of each '
-        f'{unit}: {", ".join(sorted(shapes))}. In brackets, 95% intervals of the stratified '
-        f'bootstrap, {statistics.NUM_RESAMPLES:,} resamples.',
+        f'{unit}: {", ".join(sorted(shapes))}. In brackets, from three runs on, 95% intervals of '
+        f'the stratified bootstrap, {statistics.NUM_RESAMPLES:,} resamples.',
         '![Aggregates](aggregates.png)',
         _table(
           ['agent', *of_all],

@@ -108,14 +108,16 @@ def test_the_tables(games):
     'Human-normalised scores after 2,000 updates; runs of each game: 2 of cql, 2 of rem. In' in text
   )
   x = scores.of_agents['cql']
-  cells = [
-    f'{f(x):.3f} [{low:.3f}, {high:.3f}]'
-    for f in (
-      statistics.interquartile_mean, statistics.median, statistics.mean, statistics.optimality_gap
-    )
-    for low, high in [statistics.bootstrap_interval(f, x)]
-  ]  # fmt: skip
-  assert f'| cql | {" | ".join(cells)} |' in text
+  functions = (
+    statistics.interquartile_mean, statistics.median, statistics.mean, statistics.optimality_gap
+  )  # fmt: skip
+  assert f'| cql | {" | ".join(f"{f(x):.3f}" for f in functions)} |' in text
+  # From three runs on, with an interval.
+  x = np.array([[0.0, 0.1], [0.5, 0.2], [0.6, 0.9]])
+  of_x = report.aggregates({'cql': x})
+  for f, estimates in zip(functions, of_x.values(), strict=True):
+    low, high = statistics.bootstrap_interval(f, x)
+    assert format(estimates['cql'], '.3f') == f'{f(x):.3f} [{low:.3f}, {high:.3f}]'
   # On Freeway CQL's runs beat REM's; on Boxing 3 lies between 0.1 and 6.1, and 9.7 above.
   assert '| cql over rem | 0.875 [' in text
   assert 'No published scores beside pong: --replay_dir of cql on pong' not in text  # no protocol

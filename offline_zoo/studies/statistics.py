@@ -11,6 +11,7 @@ import numpy as np
 import scipy.stats
 
 LEVEL = 0.95  # of all intervals
+_MIN_RUNS = 3  # of a game, to have one
 NUM_RESAMPLES = 10_000
 _CHUNK = 500  # resamples at a time, which bounds memory
 
@@ -76,20 +77,23 @@ def bootstrap_interval(
 ) -> np.ndarray:
   """Finds the percentile interval of a statistic by the stratified bootstrap.
 
+  Of few runs it is too narrow: of normal scores in three games, one of nominally 95% held the mean
+  in 83% of 2,000 draws of three runs, 87% of five, 92% of ten; of two, which have none here, 70%.
+
   Args:
     statistic: takes one array of scores for each of `scores`.
     *scores: [num_runs, num_games] each; resampled apart from each other.
     num_resamples: how often.
 
   Returns:
-    Lower and upper ends, [2, ...] for a statistic [...]; NaN where a game has but one run, of which
-    resampling can say nothing.
+    Lower and upper ends, [2, ...] for a statistic [...]; NaN where a game has but one or two runs,
+    of which resampling can say too little.
   """
   rng = np.random.default_rng(0)
   chunks = [min(_CHUNK, num_resamples - done) for done in range(0, num_resamples, _CHUNK)]
   values = np.concatenate([statistic(*(resample(x, n, rng) for x in scores)) for n in chunks])
   ends = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
-  return ends if all(len(x) > 1 for x in scores) else np.full_like(ends, np.nan)
+  return ends if all(len(x) >= _MIN_RUNS for x in scores) else np.full_like(ends, np.nan)
 
 
 def mean_interval(values: np.ndarray) -> np.ndarray:

@@ -81,8 +81,9 @@ def test_resampling_where_its_distribution_can_be_worked_by_hand():
   np.testing.assert_allclose(counts / 40_000, np.array([1, 4, 6, 4, 1]) / 16, atol=0.01)
 
 
-def test_a_single_run_has_no_interval():
-  x, y = np.ones((1, 3)), np.ones((2, 3))
+def test_one_or_two_runs_have_no_interval():
+  x, y = np.ones((2, 3)), np.ones((3, 3))
+  np.testing.assert_array_equal(statistics.bootstrap_interval(statistics.mean, y), [1, 1])
   assert np.isnan(statistics.bootstrap_interval(statistics.mean, x)).all()
   assert np.isnan(statistics.bootstrap_interval(statistics.probability_of_improvement, y, x)).all()
   assert np.isnan(statistics.mean_interval(np.ones((1, 4)))).all()

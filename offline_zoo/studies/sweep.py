@@ -44,6 +44,7 @@ and with Slurm each run is a task of an array, whose script is written by
 """
 
 import collections
+import contextlib
 import dataclasses
 import datetime
 import heapq
@@ -217,11 +218,17 @@ class Here:
     file = plan.lock(step.log) if step is not None else None
     if step is None or file is None:
       return None
-    if plan.next_step(run) != step:  # another sweep has just done it
-      file.close()
-      return None
-    self._started.append(_Process(run, step, file, self._free.pop(0), self._niceness, self._env))
-    return self._started[-1]
+    with contextlib.ExitStack() as unlocked:
+      unlocked.enter_context(file)
+      if plan.next_step(run) != step:  # another sweep has just done it
+        return None
+      if step.words == run.words:  # of what was learnt before, and will not be there any more
+        (run.directory / 'evaluation.csv').unlink(missing_ok=True)
+      process = _Process(run, step, file, self._free[0], self._niceness, self._env)
+      unlocked.pop_all()
+    self._free.pop(0)
+    self._started.append(process)
+    return process
 
 
 def run_all(
@@ -245,6 +252,16 @@ def run_all(
   running: list[Attempt] = []
   num_failures: collections.Counter[plan.Run] = collections.Counter()
   failed: dict[plan.Run, str] = {}
+
+  def fail(run: plan.Run, error: str) -> None:
+    num_failures[run] += 1
+    if num_failures[run] <= num_retries:
+      waiting.append(run)
+      display.say(f'{run} failed, to be tried again: {error}')
+    else:
+      failed[run] = error
+      display.say(f'{run} failed for good: {error}')
+
   with parts.StopSignal() as stop, executor:
     while waiting or running:
       stop.check()
@@ -252,25 +269,25 @@ def run_all(
         error = attempt.error()
         if error is None:
           continue
-        run = attempt.run
         running.remove(attempt)
-        if not error:
-          waiting.insert(0, run)  # its next step, if any
-          continue
-        num_failures[run] += 1
-        if num_failures[run] <= num_retries:
-          waiting.append(run)
-          display.say(f'{run} failed, to be tried again: {error}')
+        if error:
+          fail(attempt.run, error)
         else:
-          failed[run] = error
-          display.say(f'{run} failed for good: {error}')
+          waiting.insert(0, attempt.run)  # its next step, if any
       for run in list(waiting):
         if not executor.has_room():
           break
         if plan.next_step(run) is None:
           waiting.remove(run)
           display.say(f'{run} is finished')
-        elif started := executor.start(run):
+          continue
+        try:
+          started = executor.start(run)
+        except OSError as error:  # where its results or logs are to be
+          waiting.remove(run)
+          fail(run, program.first_line(error))
+          continue
+        if started:
           waiting.remove(run)
           running.append(started)
       display.update(failed)
@@ -299,6 +316,8 @@ def _task(words: list[str], directory: str, memory_fraction: float) -> str:
       process.wait()
     file.seek(0)
     lines = file.read().decode(errors='replace').strip().splitlines()
+  if process.returncode < 0:
+    return f'killed by {signal.Signals(-process.returncode).name}'
   return (lines or [f'exit code {process.returncode}'])[-1] if process.returncode else ''
 
 
@@ -537,7 +556,7 @@ def main(config: Config) -> None:
     executor = Ray(path, every_run, config)
   else:
     for run in runs:  # once, not in each run that begins at the same time
-      if run.config.replay_dir in bundled.NAMES:
+      if run.config.replay_dir in bundled.NAMES and plan.next_step(run) is not None:
         bundled.find_or_make(run.config.replay_dir, run.config.environment_name)
     executor = Here(config.num_parallel, config.niceness)
   failed, stopped = run_all(runs, executor, config.num_retries, display)

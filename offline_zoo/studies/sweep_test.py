@@ -127,6 +127,14 @@ replay_dir = 'logs'
 """
 
 
+OTHER = """
+[[data]]
+name = 'other'
+environment_name = 'breakout'
+replay_dir = 'logs'
+"""
+
+
 def write_stand_ins(place: pathlib.Path, programs: dict[str, str]) -> None:
   """Writes the package that `python -m` finds first: these bodies, by name, and all else."""
   for name, body in programs.items():
@@ -265,6 +273,9 @@ def test_what_a_file_describes(place):
     ('flags = [', "evaluate = 2\nflags = ['--num_seeds=2', ", 'evaluate is of runs of one seed'),
     ('directory', 'evaluate = 0\ndirectory', 'evaluate = 0: expected a number of episodes'),
     ("'runs'", 'runs', r'sweep\.toml: not TOML'),
+    ('flags = [', "flags = ['--num_seeds=2', ", 'dqn/2: --num_seeds=2: another run has'),
+    ("workers=0']\n", f"workers=0', '--video_dir=v']\n{OTHER}", '--video_dir=v: a run on other'),
+    ("'logs'\n", f"'logs'\nmake = ['logs.demo']\n{OTHER}", "data 'other': make: other data has"),
   ],
 )  # fmt: skip
 def test_all_is_checked_before_anything_starts(place, old, new, message):
@@ -331,6 +342,21 @@ def test_who_fails_is_tried_again_and_does_not_stop_the_others(place):
   assert [len(starts(run)) for run in found] == [2, 4, 1]
 
 
+def test_a_place_that_cannot_be_is_a_failure_of_its_runs_alone(place):
+  found = described(place)
+  (place / 'runs' / 'noise').mkdir(parents=True)
+  (place / 'runs' / 'noise' / 'dqn').touch()
+  lines = run_all(found, num_retries=1)
+  assert [line for line in lines if 'dqn/1' in line] == [
+    "noise/dqn/1 failed, to be tried again: [Errno 20] Not a directory: 'runs/noise/dqn/1'",
+    "noise/dqn/1 failed for good: [Errno 20] Not a directory: 'runs/noise/dqn/1'",
+  ]
+  failed = {run: '' for run in found if run.agent == 'dqn'}
+  assert [status.state for status in plan.statuses(found, failed).values()] == [
+    'failed', 'done', 'failed', 'done',
+  ]  # fmt: skip
+
+
 def test_cores_and_niceness(place):
   found = described(place)
   run_all(found, niceness=3)
@@ -338,6 +364,25 @@ def test_cores_and_niceness(place):
   seen = [start for run in found for start in starts(run)]
   assert sorted({tuple(cores) for _, cores, _ in seen}) == sorted(map(tuple, shares))
   assert {niceness for _, _, niceness in seen} == {os.nice(0) + 3}
+
+
+def test_niceness_counts_among_sessions_too(tmp_path):
+  """What the sweep is told, and what it has already: Linux divides time among sessions first."""
+  if not os.path.exists('/proc/self/autogroup'):
+    pytest.skip('no groups of sessions here')
+  (tmp_path / 'shows.py').write_text(
+    "import os; print(os.nice(0), open('/proc/self/autogroup').read())"
+  )
+  cores = ','.join(map(str, os.sched_getaffinity(0)))
+  base = os.nice(0)
+  shown = subprocess.run(
+    ['nice', '-n', '2', sys.executable, '-c',
+     'import os, subprocess, sys; '
+     "child = [sys.executable, '-m', 'offline_zoo.studies.child', str(os.getpid())]; "
+     f"subprocess.run([*child, {cores!r}, '3', 'shows'], start_new_session=True, check=True)"],
+    cwd=tmp_path, capture_output=True, text=True, check=True,
+  ).stdout.split()  # fmt: skip
+  assert shown[0] == shown[-1] == str(min(base + 5, 19))
 
 
 def test_a_child_whose_parent_has_ended():
@@ -369,6 +414,13 @@ def test_logs_are_made_once_and_what_was_learnt_is_evaluated_once(place):
   longer = described(place, text.replace('iterations=2', 'iterations=3'))[:1]
   run_all(longer)
   assert (found[0].directory / 'evaluations').read_text() == '..'
+  # What has learnt longer than it is told now is left as it is.
+  assert described(place, text)[0] == found[0] and run_all(found) == []
+  # What is begun anew is evaluated anew.
+  for name in ('results.csv', 'config.json', 'checkpoint'):
+    (found[1].directory / name).unlink()
+  assert run_all(found) == [f'{found[1]} is finished']
+  assert (found[1].directory / 'evaluations').read_text() == '..'
 
 
 def sweep_there(place, environ, num_parallel) -> None:
@@ -494,7 +546,8 @@ def test_time_is_of_what_goes_on_at_a_time(place):
   beside = described(place, FILE.replace('workers=0', 'workers=1'))
   assert plan.progress_of(beside[0]) == Progress(5, 10.0)
   # Of five seeds, a second of learning and ten of evaluating an iteration.
-  several = described(place, FILE.replace('workers=0', "workers=0', '--num_seeds=5"))
+  text = FILE.replace('workers=0', "workers=0', '--num_seeds=5").replace('[1, 2]', '[1]')
+  several = described(place, text)
   (found[0].directory / 'config.json').write_text(
     (found[0].directory / 'config.json').read_text().replace('"num_seeds": 1', '"num_seeds": 5')
   )
