@@ -244,12 +244,12 @@ def is_finished(task: Task) -> bool:
   if not plan.is_evaluated(task.run, task.run.num_updates):
     return False
   path = task.run.directory / 'config.json'
-  was, flags = json.loads(path.read_text())['flags'], flags_of(task)
-  if differing := [name for name in flags | was if flags.get(name) != was.get(name)]:
-    name = differing[0]
-    raise ValueError(
-      f'{path}: {name} was {was.get(name)}, and is {flags.get(name)} now; move its directory'
-    )
+  was = json.loads(path.read_text())['flags']
+  for name, value in flags_of(task).items():
+    if was.get(name) != value:
+      raise ValueError(
+        f'{path}: {name} was {was.get(name)}, and is {value} now; move its directory'
+      )
   return True
 
 

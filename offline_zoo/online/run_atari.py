@@ -256,9 +256,9 @@ def main(config: Config) -> None:
   with parts.StopSignal() as stop:  # SIGTERM and Ctrl-C leave the block at the next good moment
     while progress.iteration <= config.num_iterations:
       parts.learn_iteration(agent, progress, config.num_updates_per_iteration, stop)
-      play = functools.partial(playing.play_episodes, [agent], [make_environment(seed=0)])
+      play_episodes = functools.partial(playing.play_episodes, [agent], [make_environment(seed=0)])
       row = evaluation.evaluate(
-        play, config.eval_steps, config.seed, progress.iteration, stop,
+        play_episodes, config.eval_steps, config.seed, progress.iteration, stop,
         run.video_path(config.seed, progress.iteration),
       )  # fmt: skip
       # Those of the warm-up too, which no update follows.

@@ -141,6 +141,11 @@ def _error_line(text: str) -> str | None:
   return program.printable((errors or lines or [''])[-1])[:500] or None
 
 
+def _killed_by(code: int) -> str:
+  """What ended a process with this negative exit code."""
+  return f'killed by {signal.Signals(-code).name}'
+
+
 class _Process:
   """A step of a run, in a process on some cores."""
 
@@ -165,7 +170,7 @@ class _Process:
       return None
     self.file.close()
     if code < 0:
-      return f'killed by {signal.Signals(-code).name}'
+      return _killed_by(code)
     if code == 0:
       return '' if plan.next_step(self.run) != self._step else 'ended before it was finished'
     with open(self._step.log, 'rb') as file:
@@ -317,7 +322,7 @@ def _task(words: list[str], directory: str, memory_fraction: float) -> str:
     file.seek(0)
     lines = file.read().decode(errors='replace').strip().splitlines()
   if process.returncode < 0:
-    return f'killed by {signal.Signals(-process.returncode).name}'
+    return _killed_by(process.returncode)
   return (lines or [f'exit code {process.returncode}'])[-1] if process.returncode else ''
 
 
