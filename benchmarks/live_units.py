@@ -4,8 +4,8 @@
 
 The agent of each checkpoint sees states of random play, of its own game, always the same ones. Of
 each hidden layer it is said how many of its units (a convolution's: channels) are above zero in any
-of these states, and of how many. Parameters of a dead unit have no gradient. Not for
-multi_network_rem, whose networks are computed together.
+of these states, and of how many. Parameters of a dead unit have no gradient. Of an agent that has
+several networks, a unit counts that is live in any of them.
 """
 
 import argparse
@@ -23,7 +23,11 @@ HIDDEN_UNITS = 512
 
 
 def live_units(checkpoint: pathlib.Path, num_states: int) -> dict[str, np.ndarray]:
-  """Says which units [N] of each layer, by its name, are above zero in any of so many states."""
+  """Says which units [N] of each layer, by its name, are above zero in any of so many states.
+
+  Raises:
+    FileNotFoundError, ValueError: as `trained_agent.restore`.
+  """
   trained = trained_agent.restore(checkpoint, eval_epsilon=1.0)
   agent, environment = trained.agent, trained.make_environment(seed=0)
   outputs: dict[str, list[np.ndarray]] = collections.defaultdict(list)

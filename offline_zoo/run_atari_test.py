@@ -284,21 +284,33 @@ def interrupt(monkeypatch, owner, name: str, call: int, number: int):
 
 @every_agent
 def test_a_run_goes_on_where_it_was_stopped(agent, settings, undisturbed, monkeypatch):
-  """After a signal in the midst of an iteration; of one agent, of an evaluation; after its end."""
+  """After a signal in the midst of an iteration; after its end."""
   agent_class = testing.agent_class(testing.run_atari(agent).agent)
   with monkeypatch.context() as patch:
     calls = interrupt(patch, agent_class, 'learn', 5, signal.SIGTERM)  # the third iteration's first
     run_here(agent, settings)
   assert len(calls) == 5 and len(rows(settings)) == 2
-  if agent == AGENT:
-    with monkeypatch.context() as patch:
-      learnt_again = interrupt(patch, agent_class, 'learn', -1, signal.SIGTERM)
-      calls = interrupt(patch, atari_env.AtariEnv, 'step', 50, signal.SIGINT)
-      run_here(agent, settings)
-    assert len(learnt_again) == 1 and len(calls) == 50 and len(rows(settings)) == 2
   for _ in range(2):  # the second time, nothing is left to do
     run_here(agent, settings)
     assert_as_undisturbed(agent, settings, undisturbed)
+
+
+@one_agent
+def test_a_run_goes_on_where_its_own_evaluation_was_stopped(
+  agent, settings, undisturbed, monkeypatch
+):
+  """After a signal in the midst of an iteration; after one while it evaluates that iteration."""
+  agent_class = testing.agent_class(testing.run_atari(agent).agent)
+  with monkeypatch.context() as patch:
+    interrupt(patch, agent_class, 'learn', 5, signal.SIGTERM)  # the third iteration's first
+    run_here(agent, settings)
+  with monkeypatch.context() as patch:
+    learnt_again = interrupt(patch, agent_class, 'learn', -1, signal.SIGTERM)
+    calls = interrupt(patch, atari_env.AtariEnv, 'step', 50, signal.SIGINT)
+    run_here(agent, settings)
+  assert len(learnt_again) == 1 and len(calls) == 50 and len(rows(settings)) == 2
+  run_here(agent, settings)
+  assert_as_undisturbed(agent, settings, undisturbed)
 
 
 @one_agent
