@@ -22,14 +22,14 @@ Values are a library's own ("defaults", of its Atari examples: see OWN in peers/
                              laptop     laptop     defaults   laptop     defaults
   cql n_step                 10         10         1          10         1
       target copied every    200        200        500        200        2,000 updates
-      Adam: step, epsilon    3e-4 1e-8  3e-4 1e-8  1e-4 1e-8  3e-4 1e-8  5e-5 3e-4
+      Adam: step, epsilon    1e-4 1e-8  1e-4 1e-8  1e-4 1e-8  1e-4 1e-8  5e-5 3e-4
       alpha                  1          1          10         1          4
       quantiles              200        200        200        200        200
       grey levels            0 to 1     0 to 1     0 to 255   0 to 1     0 to 1
       next action by the     target     online     online     online     online network
   bcq n_step                 10         10         1          10         1
       target copied every    200        200        8,000      200        2,000 updates
-      Adam: step, epsilon    3e-4 1e-8  3e-4 1e-8  6e-5 1e-8  3e-4 1e-8  5e-5 3e-4
+      Adam: step, epsilon    1e-4 1e-8  1e-4 1e-8  6e-5 1e-8  1e-4 1e-8  5e-5 3e-4
       threshold              0.3        0.3        0.3        0.3        0.3
       penalty of 0.01 is of  logits     logits     logits     log-probabilities
       values                 means      means      means      means      200 quantiles
@@ -37,11 +37,11 @@ Values are a library's own ("defaults", of its Atari examples: see OWN in peers/
       hidden layers          two        two        two        one for values and policy
   crr n_step                 10         1          1
       target copied every    200        200        500 updates
-      Adam: step, epsilon    3e-4 1e-8  3e-4 1e-8  1e-4 1e-8
+      Adam: step, epsilon    1e-4 1e-8  1e-4 1e-8  1e-4 1e-8
       weight of CQL's loss   10         10         10
       exp(A) weights         its own    all examples alike, and a gradient goes through it
       grey levels            0 to 255   0 to 255   0 to 255
-  bc  Adam: step, epsilon    3e-4 1e-8  3e-4 1e-8  1e-4 1e-8
+  bc  Adam: step, epsilon    1e-4 1e-8  1e-4 1e-8  1e-4 1e-8
       grey levels            0 to 1     0 to 1     0 to 255
 
 All have batches of 32, VALID padding, a discount of 0.99, Huber losses with a bend at 1 (CRR:

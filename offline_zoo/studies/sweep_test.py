@@ -233,7 +233,7 @@ def test_what_a_file_describes(place):
   assert (config.num_iterations, config.max_random_transitions) == (5, 300)
   assert config.results_csv_path == 'runs/noise/dqn/2/results.csv'
   assert found[2].num_updates == 20 and found[2].make is None
-  assert found[4].config.learning_rate == 0.0003  # of cql/laptop.flags
+  assert found[4].config.learning_rate == 0.0001  # of cql/laptop.flags
   assert found[4].config.max_random_transitions is None
   assert found[4].make == (
     'logs.demo', '--num_transitions=50', '--environment_name=freeway',
