@@ -114,21 +114,10 @@ EDITS: dict[str, list[tuple[str, str, str]]] = {
      'networks_test.py::test_initialisation_is_glorot_uniform_with_zero_biases'),
     ("VarianceScaling(1.0 / 3.0**0.5, 'fan_in'", "VarianceScaling(1.0 / 3.0, 'fan_in'",
      'networks_test.py::test_the_other_networks'),
-    ('-> QuantileNetworkOutputs:\n    w_init = _batch_rl_init()\n    x = relu(hk.Linear(512',
-     '-> QuantileNetworkOutputs:\n    w_init = _batch_rl_init()\n    x = (hk.Linear(512',
+    ('return relu(hk.Linear(512', 'return (hk.Linear(512',
      'networks_test.py::test_the_quantile_network_written_out'),
-    ('-> MultiHeadNetworkOutputs:\n    w_init = _batch_rl_init()\n    x = relu(hk.Linear(512',
-     '-> MultiHeadNetworkOutputs:\n    w_init = _batch_rl_init()\n    x = (hk.Linear(512',
-     'networks_test.py::test_the_multi_head_network_written_out'),
-    ('-> QuantileNetworkOutputs:\n    w_init = _batch_rl_init()\n    x = relu(hk.Linear(512, '
-     'w_init=w_init)(nature_torso(preprocess(frames), w_init, padding)))',
-     '-> QuantileNetworkOutputs:\n    w_init = _batch_rl_init()\n    x = relu(hk.Linear(512, '
-     'w_init=w_init)(nature_torso(frames.astype(jnp.float32), w_init, padding)))',
-     'networks_test.py::test_the_quantile_network_written_out'),
-    ('-> MultiHeadNetworkOutputs:\n    w_init = _batch_rl_init()\n    x = relu(hk.Linear(512, '
-     'w_init=w_init)(nature_torso(preprocess(frames), w_init, padding)))',
-     '-> MultiHeadNetworkOutputs:\n    w_init = _batch_rl_init()\n    x = relu(hk.Linear(512, '
-     'w_init=w_init)(nature_torso(frames.astype(jnp.float32), w_init, padding)))',
+    ('nature_torso(preprocess(frames), w_init, padding))',
+     'nature_torso(frames.astype(jnp.float32), w_init, padding))',
      'networks_test.py::test_the_multi_head_network_written_out'),
     ('nature_torso(frames.astype(jnp.float32), w_init, padding)\n',
      'nature_torso(preprocess(frames), w_init, padding)\n',
@@ -143,8 +132,8 @@ EDITS: dict[str, list[tuple[str, str, str]]] = {
      'networks_test.py::test_the_multi_head_network_written_out'),
     ("Conv2D(64, kernel_shape=3, stride=1, padding=padding", "Conv2D(64, kernel_shape=3, stride=1, "
      "padding='SAME'", 'networks_test.py::test_averages_of_white_are_white_but_where'),
-    ('w_init=w_init)(nature_torso(preprocess(frames), w_init, padding)))\n    return PolicyNetwork',
-     "w_init=w_init)(nature_torso(preprocess(frames), w_init, 'SAME')))\n    return PolicyNetwork",
+    ('_hidden(frames, w_init, padding)\n    return PolicyNetwork',
+     "_hidden(frames, w_init, 'SAME')\n    return PolicyNetwork",
      'networks_test.py::test_averages_of_white_are_white_but_where'),
   ],
   'evaluation.py': [
@@ -219,8 +208,8 @@ EDITS: dict[str, list[tuple[str, str, str]]] = {
      'parts_test.py::test_learn_loop_donates_and_averages'),
     ('history.append(jax.device_get(metrics))', 'history[:] = [jax.device_get(metrics)]',
      'parts_test.py::test_learn_loop_donates_and_averages'),
-    ('return max(n for n in range(1, MAX', 'return min(n for n in range(1, MAX',
-     'parts_test.py::test_chunks_are_equal'),
+    ('chunk = min(MAX_UPDATES', 'chunk = max(MAX_UPDATES',
+     'parts_test.py::test_learn_iteration_averages_over_all_its_updates'),
   ],
   'playing.py': [
     ('min(max(self._step_reward, -1.0), 1.0)', 'min(self._step_reward, 1.0)',
@@ -616,8 +605,8 @@ SHARED_IN_AGENT = [
   ('qrdqn', '(), 0, len(q_t))', '(), 1, len(q_t))', _ACTIONS),
   ('cql', '(), 0, len(q_t))', '(), 0, len(q_t) - 1)', _ACTIONS),
   ('rem', 'rng_key, epsilon_key, action_key = jax', '_, epsilon_key, action_key = jax', _ACTIONS),
-  ('bcq', 'self._action, self._state_value = int(action), float(value)',
-   'self._action, self._state_value = 0, float(value)', _REPEATS),
+  ('bcq', 'self._action, self._value = int(action), float(value)',
+   'self._action, self._value = 0, float(value)', _REPEATS),
   ('qrdqn', 'if processed is not None and not', 'if processed is None or not', _REPEATS),
   ('cql', 'jnp.argmax(q_t)), jnp.max(q_t)', 'jnp.argmax(q_t)), jnp.mean(q_t)', _REPEATS),
   ('rem', 'self.processor.reset()\n', 'pass\n',

@@ -75,6 +75,11 @@ def nature_torso(x: jax.Array, w_init: hk.initializers.Initializer, padding: str
   return hk.Flatten()(x)
 
 
+def _hidden(frames: jax.Array, w_init: hk.initializers.Initializer, padding: str) -> jax.Array:
+  """Computes the DQN network's hidden units: [B, 84, 84, 4] uint8 to [B, 512] float32."""
+  return relu(hk.Linear(512, w_init=w_init)(nature_torso(preprocess(frames), w_init, padding)))
+
+
 def dqn_network(num_actions: int, padding: str = 'SAME') -> hk.Transformed:
   """Makes the Nature DQN network: convolutions, 512 hidden units, a value for each action.
 
@@ -84,7 +89,7 @@ def dqn_network(num_actions: int, padding: str = 'SAME') -> hk.Transformed:
 
   def network(frames: jax.Array) -> QNetworkOutputs:
     w_init = hk.initializers.VarianceScaling(1.0, 'fan_avg', 'uniform')
-    x = relu(hk.Linear(512, w_init=w_init)(nature_torso(preprocess(frames), w_init, padding)))
+    x = _hidden(frames, w_init, padding)
     return QNetworkOutputs(q_values=hk.Linear(num_actions, w_init=w_init)(x))
 
   return hk.without_apply_rng(hk.transform(network))
@@ -103,7 +108,7 @@ def quantile_network(num_actions: int, num_quantiles: int, padding: str = 'SAME'
 
   def network(frames: jax.Array) -> QuantileNetworkOutputs:
     w_init = _batch_rl_init()
-    x = relu(hk.Linear(512, w_init=w_init)(nature_torso(preprocess(frames), w_init, padding)))
+    x = _hidden(frames, w_init, padding)
     x = hk.Linear(num_quantiles * num_actions, w_init=w_init)(x)
     dist_q = x.reshape(-1, num_quantiles, num_actions)
     return QuantileNetworkOutputs(q_values=jnp.mean(dist_q, axis=1), dist_q=dist_q)
@@ -121,7 +126,7 @@ def categorical_network(
 
   def network(frames: jax.Array) -> CategoricalNetworkOutputs:
     w_init = _batch_rl_init()
-    x = relu(hk.Linear(512, w_init=w_init)(nature_torso(preprocess(frames), w_init, padding)))
+    x = _hidden(frames, w_init, padding)
     x = hk.Linear(num_actions * len(atoms), w_init=w_init)(x)
     q_logits = x.reshape(-1, num_actions, len(atoms))
     return CategoricalNetworkOutputs(q_values=jax.nn.softmax(q_logits) @ atoms, q_logits=q_logits)
@@ -137,7 +142,7 @@ def multi_head_network(num_actions: int, num_heads: int, padding: str = 'SAME') 
 
   def network(frames: jax.Array) -> MultiHeadNetworkOutputs:
     w_init = _batch_rl_init()
-    x = relu(hk.Linear(512, w_init=w_init)(nature_torso(preprocess(frames), w_init, padding)))
+    x = _hidden(frames, w_init, padding)
     x = hk.Linear(num_actions * num_heads, w_init=w_init)(x)
     q_heads = x.reshape(-1, num_actions, num_heads)
     return MultiHeadNetworkOutputs(q_values=jnp.mean(q_heads, axis=-1), q_heads=q_heads)
@@ -154,7 +159,7 @@ def policy_network(num_actions: int, padding: str = 'SAME') -> hk.Transformed:
 
   def network(frames: jax.Array) -> PolicyNetworkOutputs:
     w_init = hk.initializers.VarianceScaling(1.0 / 3.0, 'fan_in', 'uniform')
-    x = relu(hk.Linear(512, w_init=w_init)(nature_torso(preprocess(frames), w_init, padding)))
+    x = _hidden(frames, w_init, padding)
     return PolicyNetworkOutputs(logits=hk.Linear(num_actions, w_init=w_init)(x))
 
   return hk.without_apply_rng(hk.transform(network))
@@ -185,7 +190,8 @@ def behaviour_network(num_actions: int, padding: str = 'SAME') -> hk.Transformed
   """
 
   def network(frames: jax.Array) -> BehaviourNetworkOutputs:
-    return BehaviourNetworkOutputs(*_streams(frames, num_actions, padding, 'q', 'behaviour'))
+    q, behaviour = _streams(frames, num_actions, padding, 'q', 'behaviour')
+    return BehaviourNetworkOutputs(q_values=q, behaviour_logits=behaviour)
 
   return hk.without_apply_rng(hk.transform(network))
 
@@ -197,6 +203,7 @@ def actor_critic_network(num_actions: int, padding: str = 'SAME') -> hk.Transfor
   """
 
   def network(frames: jax.Array) -> ActorCriticNetworkOutputs:
-    return ActorCriticNetworkOutputs(*_streams(frames, num_actions, padding, 'q', 'policy'))
+    q, policy = _streams(frames, num_actions, padding, 'q', 'policy')
+    return ActorCriticNetworkOutputs(q_values=q, policy_logits=policy)
 
   return hk.without_apply_rng(hk.transform(network))

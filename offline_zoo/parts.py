@@ -20,7 +20,7 @@ from offline_zoo import atari_data, program
 MAX_FRAMES_PER_EPISODE = 108_000
 # What an online agent plays for an update: four agent steps of four frames.
 FRAMES_PER_UPDATE = 4 * atari_data.NUM_ACTION_REPEATS
-# A learning run heeds signals and looks at its loss between chunks: seconds on a CPU, a tenth of
+# A learning run heeds signals and looks at its metrics between chunks: seconds on a CPU, a tenth of
 # one on a GPU.
 MAX_UPDATES_PER_CHUNK = 250
 # On a CPU, XLA's own convolutions are faster than YNNPACK's, which it prefers (jax 0.10.2): they
@@ -68,7 +68,7 @@ def seeds(config: Config) -> range:
 
 
 def by_seed(config: Config, value: Any) -> dict[int, Any]:
-  """Says what is whose, of what learning gives: the one seed's, or a list with each seed's."""
+  """Maps each seed to its part of what learning gives: one seed's, or a list of each seed's."""
   return dict(zip(seeds(config), value if config.num_seeds > 1 else [value], strict=True))
 
 
@@ -79,7 +79,7 @@ class Agent(Protocol):
     """Forgets the episode. With a key, acts from now on with randomness drawn from that key."""
 
   def step(self, timestep: dm_env.TimeStep) -> int:
-    """Takes a raw timestep, returns the action; for an episode's last one that is not used."""
+    """Takes a raw timestep, returns the action; after an episode's last one that is not used."""
 
   @property
   def statistics(self) -> Mapping[str, float]:
@@ -212,7 +212,9 @@ def _keep_freed_memory() -> None:
 
 
 def map_examples(loss: Callable) -> Callable:
-  """Maps a loss of one example over batches, as `jax.vmap` does; for one that compares all pairs.
+  """Maps a loss of one example over batches, as `jax.vmap` does.
+
+  It is for a loss that compares all pairs of quantiles.
 
   On CPU it takes one example after the other, and finds anew for the gradient what came in between:
   32 times 200 x 200 pairs of quantiles would go to memory and back for every operation, those of
@@ -222,14 +224,6 @@ def map_examples(loss: Callable) -> Callable:
     return jax.vmap(loss)
   remembering_nothing = jax.checkpoint(loss)
   return lambda *batches: jax.lax.map(lambda example: remembering_nothing(*example), batches)
-
-
-def chunk_size(num_updates: int) -> int:
-  """Finds the largest divisor that is not too large.
-
-  Chunks are equal, so that `learn` compiles once.
-  """
-  return max(n for n in range(1, MAX_UPDATES_PER_CHUNK + 1) if num_updates % n == 0)
 
 
 class StopSignal:
@@ -372,18 +366,19 @@ class Progress:
 def learn_iteration(
   agent: Trainable, progress: Progress, num_updates: int, stop: StopSignal
 ) -> None:
-  """Lets the agent learn, in equal chunks, until the iteration has its updates.
+  """Lets the agent learn, in chunks, until the iteration has its updates.
 
-  Between chunks it heeds `stop` and checks the loss.
+  Between chunks it heeds `stop` and checks all metrics.
 
   Raises:
-    FloatingPointError: the loss is NaN or infinite.
+    FloatingPointError: a metric is NaN or infinite.
   """
-  chunk = chunk_size(num_updates)
   with program.progress_bar(num_updates, 'learning', 'update', progress.num_updates) as bar:
     while progress.num_updates < num_updates:
       stop.check()
       start = time.perf_counter()
+      # Equal but for the last one: `learn` compiles once for each size.
+      chunk = min(MAX_UPDATES_PER_CHUNK, num_updates - progress.num_updates)
       metrics = agent.learn(chunk)
       progress.add(metrics, chunk, time.perf_counter() - start)
       bar.update(chunk)

@@ -30,8 +30,8 @@ class Transition(NamedTuple):
   Attributes:
     s_tm1: [B, 84, 84, 4] uint8, the stack of frames acted on, newest last.
     a_tm1: [B] int32, the logged action.
-    r_t: [B] float32, the sum over k < n of discount^k times the reward k steps later, each clipped
-      before the sum (see ReplayData.max_abs_reward), which ends with the episode.
+    r_t: [B] float32, the sum over k < n, or up to the episode's end, of discount^k times the reward
+      k steps later, each clipped before the sum (see ReplayData.max_abs_reward).
     discount_t: [B] float32, discount^n, or 0 where the episode ended within the n steps.
     s_t: [B, 84, 84, 4] uint8, the stack n steps later. Means nothing where discount_t is 0.
   """
@@ -249,7 +249,8 @@ class Logs:
     """Gives what an iteration samples from.
 
     If shards change, begins to load what comes next, unless this is the last of `num_iterations`.
-    Whoever asks for an iteration must drop the one before.
+    Whoever asks for an iteration must drop the one before as soon as this returns, or a third set
+    stays in memory.
     """
     if self._plan.num_sets == 1:
       wanted = [0]  # the same for all

@@ -129,9 +129,9 @@ class Bc:
     self._state = initial_state(rng_key)
     self._learn = parts.learn_loop(update)
     self._act = jax.jit(act)
-    self.reset(jax.random.fold_in(rng_key, 0))
+    self.reset(jax.random.fold_in(rng_key, 2))  # 0 and 1 are what `split` gives
 
-  # What follows is the other agents' text, but for values, of which there are none here.
+  # What follows is the same text in every agent, so that each file can be read alone.
 
   def learn(self, num_updates: int) -> Mapping[str, float]:
     """Makes this many updates; returns the mean of each metric over them."""
@@ -142,7 +142,7 @@ class Bc:
     """Begins an episode; with a key, all acting from now on is a function of it."""
     self.processor.reset()
     self._action = 0
-    self._greedy_probability = 0.0
+    self._value = 0.0
     if rng_key is not None:
       self._act_key = rng_key
 
@@ -150,10 +150,10 @@ class Bc:
     """Takes a raw timestep; returns a new action, or between decisions the last one again."""
     processed = self.processor(timestep)
     if processed is not None and not processed.last():
-      self._act_key, action, probability = self._act(
+      self._act_key, action, value = self._act(
         self._state.online_params, self._act_key, processed.observation
       )
-      self._action, self._greedy_probability = int(action), float(probability)
+      self._action, self._value = int(action), float(value)
     return self._action
 
   def get_state(self) -> LearnerState:
@@ -167,4 +167,4 @@ class Bc:
   @property
   def statistics(self) -> Mapping[str, float]:
     """Gives `greedy_probability`: the likeliest action's where the agent last decided."""
-    return {'greedy_probability': self._greedy_probability}
+    return {'greedy_probability': self._value}

@@ -8,7 +8,8 @@ Differences from the paper:
 
 * SAME padding in the convolutions, as in Dopamine and batch_rl; the authors' code has VALID.
 * Biases start at zero; the authors leave them to PyTorch, which draws them.
-* Batches are drawn anew from all loaded data; the authors' code holds at most a million.
+* Each batch is drawn from all shards in memory: all there are, if they fit; the authors' code holds
+  at most a million transitions.
 """
 
 from collections.abc import Mapping
@@ -203,7 +204,7 @@ class Bcq:
     self._state = initial_state(rng_key)
     self._learn = parts.learn_loop(update)
     self._act = jax.jit(act)
-    self.reset(jax.random.fold_in(rng_key, 0))
+    self.reset(jax.random.fold_in(rng_key, 2))  # 0 and 1 are what `split` gives
 
   # What follows is the same text in every agent, so that each file can be read alone.
 
@@ -216,7 +217,7 @@ class Bcq:
     """Begins an episode; with a key, all acting from now on is a function of it."""
     self.processor.reset()
     self._action = 0
-    self._state_value = 0.0
+    self._value = 0.0
     if rng_key is not None:
       self._act_key = rng_key
 
@@ -227,7 +228,7 @@ class Bcq:
       self._act_key, action, value = self._act(
         self._state.online_params, self._act_key, processed.observation
       )
-      self._action, self._state_value = int(action), float(value)
+      self._action, self._value = int(action), float(value)
     return self._action
 
   def get_state(self) -> LearnerState:
@@ -240,5 +241,5 @@ class Bcq:
 
   @property
   def statistics(self) -> Mapping[str, float]:
-    """Gives `state_value`: the largest action value where the agent last decided."""
-    return {'state_value': self._state_value}
+    """Gives `state_value`: the largest value of an allowed action where the agent last decided."""
+    return {'state_value': self._value}

@@ -55,6 +55,11 @@ def test_masks_and_greedy_actions_equal_the_authors(golden, case: str):
     np.testing.assert_array_equal(jnp.argmax(masked, axis=-1), action)
 
 
+def test_a_threshold_that_single_precision_rounds_to_1_is_refused():
+  with pytest.raises(ValueError, match=r'--threshold=0\.99999999: expected'):
+    run_atari.Config(threshold=0.99999999)
+
+
 def test_the_threshold_itself_is_not_allowed():
   logits = jnp.log(jnp.array([0.5, 0.25, 0.2500001 * 1.01]))
   masked = agent.masked_values(jnp.zeros(3), logits, 0.5)

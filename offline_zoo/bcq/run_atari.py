@@ -5,6 +5,7 @@ import functools
 import pathlib
 
 import jax
+import numpy as np
 import optax
 from absl import logging
 
@@ -39,10 +40,10 @@ class Config:
   # miniature DQN replay of a game that it has, else demo logs, made if missing
   shards: tuple[int, ...] | None = None  # numbers of the shards to load; default: all
   max_rows_per_shard: int | None = None  # first rows of each shard to load (CQL's 1%: 10000)
-  first_fraction: float | None = None  # of each shard's episodes, those that come first
+  first_fraction: float | None = None  # keeps this part of each shard's episodes, the first ones
   max_random_transitions: int | None = None  # drawn in whole logged episodes (papers' 1%: 500000)
-  min_episode_return: float | None = None  # leaves out logged episodes that return less, as logged
-  top_fraction: float | None = None  # of the rows in whole logged episodes, those of the best ones
+  min_episode_return: float | None = None  # keeps whole episodes that return as much, as logged
+  top_fraction: float | None = None  # this part of the rows: the best whole episodes, and ties
   replay_cache_dir: str | None = None  # keeps encoded shards; default: ~/.cache; none: does not
   replay_memory_gb: float | None = None  # 10^9 bytes; default: free GPU memory, half of a CPU's
 
@@ -50,17 +51,17 @@ class Config:
 
   results_csv_path: str | None = None  # default: runs/<agent>/<game>/<seed>/results.csv
   checkpoint_dir: str | None = None  # default: checkpoint, beside the CSV
-  keep_checkpoints: str = 'last'  # two; best: also that of the best evaluation; all: every one
+  keep_checkpoints: str = 'last'  # the last two; best: and the best-evaluated one; all: every one
   tensorboard_dir: str | None = None  # gets the CSV's columns too, in <agent>/<game>/<seed>
   video_dir: str | None = None  # gets an evaluation episode an iteration, in <agent>/<game>/<seed>
 
   # Protocol
 
   seed: int = 1  # of initialisation, sampling and evaluation
-  num_seeds: int = 1  # that learn at once, from --seed on; what is drawn of the logs is --seed's
+  num_seeds: int = 1  # how many learn at once, from --seed on; parts of the logs follow --seed
   num_iterations: int = 200  # Agarwal et al. 2020
-  num_updates_per_iteration: int = 62_500  # gradient updates; as above
-  eval_steps: int = 125_000  # agent steps after each iteration, in whole episodes; as above
+  num_updates_per_iteration: int = 62_500  # gradient updates; Agarwal et al. 2020
+  eval_steps: int = 125_000  # agent steps after each iteration, whole episodes; Agarwal et al. 2020
   eval_epsilon: float = 0.001  # probability of a random action in evaluation; paper
   sticky_action_probability: float = 0.25  # per emulator frame; Machado et al. 2018
   rom_dir: str | None = None  # of ROMs to evaluate with, see roms.py; default: the emulator's own
@@ -92,10 +93,11 @@ class Config:
     program.check(self, 'padding', self.padding in ('SAME', 'VALID'), 'SAME or VALID')
     program.check_positive(
       self, 'batch_size', 'n_step', 'max_abs_reward', 'target_network_update_period',
-      'learning_rate',
+      'learning_rate', 'adam_epsilon',
     )  # fmt: skip
-    program.check_in_unit_interval(self, 'discount', 'adam_epsilon')
-    program.check(self, 'threshold', 0 <= self.threshold < 1, 'a number in [0, 1)')
+    program.check_in_unit_interval(self, 'discount')
+    threshold = float(np.float32(self.threshold))  # as probabilities are compared with it
+    program.check(self, 'threshold', 0 <= threshold < 1, 'a number in [0, 1)')
     program.check_not_negative(self, 'behaviour_weight', 'logits_penalty')
 
 
@@ -155,8 +157,8 @@ def main(config: Config) -> None:
   if note and config.replay_dir not in bundled.NAMES:
     logging.warning(note)
 
-  data = logs.resident(run.progress.iteration, config.num_iterations)
-  one: parts.Learner = make_agent(config, num_actions, data)
+  # Each iteration gives it its data; another reference would keep the first one's in memory.
+  one: parts.Learner = make_agent(config, num_actions, None)
   learner = one if config.num_seeds == 1 else seeds.Seeds(one, parts.seeds(config))
 
   progress = run.resume(learner, logs)

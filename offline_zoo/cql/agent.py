@@ -9,8 +9,10 @@ Differences from the paper:
 * SAME padding in the convolutions, as in Dopamine and batch_rl; Mnih et al. use VALID.
 * The next action is the target network's, as in the authors' code for Atari, which made the paper's
   results; `double_q` chooses it with the online network.
-* Batches are drawn anew from all loaded data for each update. The authors draw from a few shards of
-  fifty at a time and change them every iteration.
+* Adam is Optax's. TensorFlow's, which the authors use, adds epsilon before it corrects the bias of
+  v, which is as if epsilon were 31.6 times larger at first.
+* Each batch is drawn from all shards in memory: all there are, if they fit. The authors' code, as
+  published for 1% of the data, has ten of fifty in memory, and draws a batch from one of them.
 """
 
 from collections.abc import Mapping
@@ -186,7 +188,7 @@ class Cql:
     self._state = initial_state(rng_key)
     self._learn = parts.learn_loop(update)
     self._act = jax.jit(act)
-    self.reset(jax.random.fold_in(rng_key, 0))
+    self.reset(jax.random.fold_in(rng_key, 2))  # 0 and 1 are what `split` gives
 
   # What follows is the same text in every agent, so that each file can be read alone.
 
@@ -199,7 +201,7 @@ class Cql:
     """Begins an episode; with a key, all acting from now on is a function of it."""
     self.processor.reset()
     self._action = 0
-    self._state_value = 0.0
+    self._value = 0.0
     if rng_key is not None:
       self._act_key = rng_key
 
@@ -210,7 +212,7 @@ class Cql:
       self._act_key, action, value = self._act(
         self._state.online_params, self._act_key, processed.observation
       )
-      self._action, self._state_value = int(action), float(value)
+      self._action, self._value = int(action), float(value)
     return self._action
 
   def get_state(self) -> LearnerState:
@@ -224,4 +226,4 @@ class Cql:
   @property
   def statistics(self) -> Mapping[str, float]:
     """Gives `state_value`: the largest action value where the agent last decided."""
-    return {'state_value': self._state_value}
+    return {'state_value': self._value}

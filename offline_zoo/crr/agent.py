@@ -232,7 +232,7 @@ class Crr:
     self._state = initial_state(rng_key)
     self._learn = parts.learn_loop(update)
     self._act = jax.jit(act)
-    self.reset(jax.random.fold_in(rng_key, 0))
+    self.reset(jax.random.fold_in(rng_key, 2))  # 0 and 1 are what `split` gives
 
   # What follows is the same text in every agent, so that each file can be read alone.
 
@@ -245,7 +245,7 @@ class Crr:
     """Begins an episode; with a key, all acting from now on is a function of it."""
     self.processor.reset()
     self._action = 0
-    self._state_value = 0.0
+    self._value = 0.0
     if rng_key is not None:
       self._act_key = rng_key
 
@@ -256,7 +256,7 @@ class Crr:
       self._act_key, action, value = self._act(
         self._state.online_params, self._act_key, processed.observation
       )
-      self._action, self._state_value = int(action), float(value)
+      self._action, self._value = int(action), float(value)
     return self._action
 
   def get_state(self) -> LearnerState:
@@ -270,4 +270,4 @@ class Crr:
   @property
   def statistics(self) -> Mapping[str, float]:
     """Gives `state_value`: the largest action value where the agent last decided."""
-    return {'state_value': self._state_value}
+    return {'state_value': self._value}

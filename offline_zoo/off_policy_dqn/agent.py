@@ -6,15 +6,15 @@ Per-decision importance sampling (Precup et al. 2000), with ratios clipped to ne
   y = sum_k discount^k rho_0 ... rho_k r_k + discount^n max_a' Q_target(s_n, a')
   loss = Huber(y - Q(s_0, a_0))              p_k the logged probability of a_k
 
-It needs logs that have these probabilities; the demo logs do, the DQN Replay Dataset does not.
+It needs logs that have these probabilities: those made here do, the DQN Replay Dataset does not.
 
 Differences from per-decision importance sampling, all of them that code's:
 
 * rho_0 is a factor too, though Q(s_0, a_0) is given a_0; with `first_ratio` off it is not.
 * What is bootstrapped is not weighted, and is a maximum rather than an expectation under pi.
 
-Difference from that code: batches are drawn anew from all loaded data for each update; there from
-one shard first and from five others later.
+Difference from that code: each batch is drawn from all shards in memory, which are all there are if
+they fit. There one of fifty is in memory at first and five later, and a batch is drawn from one.
 """
 
 from collections.abc import Mapping
@@ -55,12 +55,12 @@ def importance_weights(
 
   Args:
     a: [B, n] the logged actions.
-    probability: [B, n] theirs under the policy that acted.
+    probability: [B, n] of the logged actions under the policy that acted.
     q_target: [B, n, A] target-network values of the states acted in: pi is greedy on them but for
       epsilon. Of equal values the first is the greedy one's.
     epsilon: probability with which pi draws from all actions.
-    min_ratio: bound of a step's ratio.
-    max_ratio: likewise.
+    min_ratio: lower bound of a step's ratio.
+    max_ratio: upper bound of a step's ratio.
     first_ratio: whether rho_0 is a factor.
   """
   chex.assert_rank([a, probability, q_target], [2, 2, 3])
@@ -214,7 +214,7 @@ class OffPolicyDqn:
     self._state = initial_state(rng_key)
     self._learn = parts.learn_loop(update)
     self._act = jax.jit(act)
-    self.reset(jax.random.fold_in(rng_key, 0))
+    self.reset(jax.random.fold_in(rng_key, 2))  # 0 and 1 are what `split` gives
 
   # What follows is the same text in every agent, so that each file can be read alone.
 
@@ -227,7 +227,7 @@ class OffPolicyDqn:
     """Begins an episode; with a key, all acting from now on is a function of it."""
     self.processor.reset()
     self._action = 0
-    self._state_value = 0.0
+    self._value = 0.0
     if rng_key is not None:
       self._act_key = rng_key
 
@@ -238,7 +238,7 @@ class OffPolicyDqn:
       self._act_key, action, value = self._act(
         self._state.online_params, self._act_key, processed.observation
       )
-      self._action, self._state_value = int(action), float(value)
+      self._action, self._value = int(action), float(value)
     return self._action
 
   def get_state(self) -> LearnerState:
@@ -252,4 +252,4 @@ class OffPolicyDqn:
   @property
   def statistics(self) -> Mapping[str, float]:
     """Gives `state_value`: the largest action value where the agent last decided."""
-    return {'state_value': self._state_value}
+    return {'state_value': self._value}

@@ -40,10 +40,10 @@ class Config:
   # miniature DQN replay of a game that it has, else demo logs, made if missing
   shards: tuple[int, ...] | None = None  # numbers of the shards to load; default: all
   max_rows_per_shard: int | None = None  # first rows of each shard to load (CQL's 1%: 10000)
-  first_fraction: float | None = None  # of each shard's episodes, those that come first
+  first_fraction: float | None = None  # keeps this part of each shard's episodes, the first ones
   max_random_transitions: int | None = None  # drawn in whole logged episodes (papers' 1%: 500000)
-  min_episode_return: float | None = None  # leaves out logged episodes that return less, as logged
-  top_fraction: float | None = None  # of the rows in whole logged episodes, those of the best ones
+  min_episode_return: float | None = None  # keeps whole episodes that return as much, as logged
+  top_fraction: float | None = None  # this part of the rows: the best whole episodes, and ties
   replay_cache_dir: str | None = None  # keeps encoded shards; default: ~/.cache; none: does not
   replay_memory_gb: float | None = None  # 10^9 bytes; default: free GPU memory, half of a CPU's
 
@@ -51,14 +51,14 @@ class Config:
 
   results_csv_path: str | None = None  # default: runs/<agent>/<game>/<seed>/results.csv
   checkpoint_dir: str | None = None  # default: checkpoint, beside the CSV
-  keep_checkpoints: str = 'last'  # two; best: also that of the best evaluation; all: every one
+  keep_checkpoints: str = 'last'  # the last two; best: and the best-evaluated one; all: every one
   tensorboard_dir: str | None = None  # gets the CSV's columns too, in <agent>/<game>/<seed>
   video_dir: str | None = None  # gets an evaluation episode an iteration, in <agent>/<game>/<seed>
 
   # Protocol
 
   seed: int = 1  # of initialisation, sampling and evaluation
-  num_seeds: int = 1  # that learn at once, from --seed on; what is drawn of the logs is --seed's
+  num_seeds: int = 1  # how many learn at once, from --seed on; parts of the logs follow --seed
   num_iterations: int = 200  # paper
   num_updates_per_iteration: int = 62_500  # gradient updates; paper
   eval_steps: int = 125_000  # agent steps after each iteration, in whole episodes; paper
@@ -74,13 +74,13 @@ class Config:
   discount: float = 0.99  # of one agent step; paper
   max_abs_reward: float | None = 1.0  # bound of each reward, either way; none: raw rewards; paper
   target_network_update_period: int = 2_000  # gradient updates; paper
-  target_epsilon: float = 0.001  # of the policy that returns are to be of; as above: epsilon_eval
-  min_ratio: float = 0.99  # bound of a step's importance ratio; n17s/batch_rl's code
-  max_ratio: float = 1.01  # likewise
-  first_ratio: bool = True  # first step's ratio is a factor too; likewise
-  learning_rate: float = 0.00025  # of centered RMSProp; paper
-  rmsprop_decay: float = 0.95  # paper
-  rmsprop_epsilon: float = 0.00001  # inside the square root; paper
+  target_epsilon: float = 0.001  # of the policy of which returns are; n17s/batch_rl's epsilon_eval
+  min_ratio: float = 0.99  # lower bound of a step's importance ratio; n17s/batch_rl's code
+  max_ratio: float = 1.01  # upper bound of a step's importance ratio; n17s/batch_rl's code
+  first_ratio: bool = True  # first step's ratio is a factor too; n17s/batch_rl's code
+  learning_rate: float = 0.00025  # of centered RMSProp; n17s/batch_rl's off_policy_dqn.gin
+  rmsprop_decay: float = 0.95  # n17s/batch_rl's off_policy_dqn.gin
+  rmsprop_epsilon: float = 0.00001  # inside the square root; n17s/batch_rl's off_policy_dqn.gin
 
   # Machine
 
@@ -94,9 +94,9 @@ class Config:
     program.check(self, 'padding', self.padding in ('SAME', 'VALID'), 'SAME or VALID')
     program.check_positive(
       self, 'batch_size', 'n_step', 'max_abs_reward', 'target_network_update_period',
-      'learning_rate',
+      'learning_rate', 'rmsprop_epsilon',
     )  # fmt: skip
-    program.check_in_unit_interval(self, 'discount', 'rmsprop_decay', 'rmsprop_epsilon')
+    program.check_in_unit_interval(self, 'discount', 'rmsprop_decay')
     program.check_in_unit_interval(self, 'target_epsilon')
     program.check_not_negative(self, 'min_ratio')
     enough = self.max_ratio >= self.min_ratio
@@ -174,8 +174,8 @@ def main(config: Config) -> None:
   if note and config.replay_dir not in bundled.NAMES:
     logging.warning(note)
 
-  data = logs.resident(run.progress.iteration, config.num_iterations)
-  one: parts.Learner = make_agent(config, num_actions, data)
+  # Each iteration gives it its data; another reference would keep the first one's in memory.
+  one: parts.Learner = make_agent(config, num_actions, None)
   learner = one if config.num_seeds == 1 else seeds.Seeds(one, parts.seeds(config))
 
   progress = run.resume(learner, logs)

@@ -136,7 +136,7 @@ class OnlineLearner:
     self._actions: list[int] = []
     self._choices: list[int] = []
     self._processor = processors.AtariProcessor()
-    self.reset(jax.random.fold_in(jax.random.PRNGKey(seed), 0))
+    self.reset(jax.random.fold_in(jax.random.PRNGKey(seed), 2))  # 0 and 1 are what `split` gives
 
   # Playing.
 
@@ -319,7 +319,7 @@ class OnlineLearner:
     """Begins an episode; with a key, all acting from now on is a function of it."""
     self._processor.reset()
     self._action = 0
-    self._state_value = 0.0
+    self._value = 0.0
     if rng_key is not None:
       self._act_key = rng_key
 
@@ -330,13 +330,13 @@ class OnlineLearner:
       self._act_key, action, value = self._act(
         self._learner.online_params, self._act_key, processed.observation
       )
-      self._action, self._state_value = int(action), float(value)
+      self._action, self._value = int(action), float(value)
     return self._action
 
   @property
   def statistics(self) -> Mapping[str, float]:
     """Gives `state_value`: the largest action value where the agent last decided."""
-    return {'state_value': self._state_value}
+    return {'state_value': self._value}
 
 
 def _extend(checksum: int, *columns: np.ndarray) -> int:

@@ -11,8 +11,8 @@ Differences from the papers:
 * Adam with batch_rl's rate of 5e-5, which is Dabney et al.'s, and initialisation as in batch_rl. It
   is Optax's; TensorFlow's, which batch_rl uses, adds epsilon before it corrects the bias of v, as
   if epsilon were 31.6 times larger at first.
-* Batches are drawn anew from all loaded data for each update. batch_rl draws from five shards of
-  fifty at a time and changes them every iteration.
+* Each batch is drawn from all shards in memory: all there are, if they fit. batch_rl has five of
+  fifty in memory, others in each iteration, and draws a batch from one of them.
 """
 
 from collections.abc import Mapping
@@ -161,7 +161,7 @@ class QrDqn:
     self._state = initial_state(rng_key)
     self._learn = parts.learn_loop(update)
     self._act = jax.jit(act)
-    self.reset(jax.random.fold_in(rng_key, 0))
+    self.reset(jax.random.fold_in(rng_key, 2))  # 0 and 1 are what `split` gives
 
   # What follows is the same text in every agent, so that each file can be read alone.
 
@@ -174,7 +174,7 @@ class QrDqn:
     """Begins an episode; with a key, all acting from now on is a function of it."""
     self.processor.reset()
     self._action = 0
-    self._state_value = 0.0
+    self._value = 0.0
     if rng_key is not None:
       self._act_key = rng_key
 
@@ -185,7 +185,7 @@ class QrDqn:
       self._act_key, action, value = self._act(
         self._state.online_params, self._act_key, processed.observation
       )
-      self._action, self._state_value = int(action), float(value)
+      self._action, self._value = int(action), float(value)
     return self._action
 
   def get_state(self) -> LearnerState:
@@ -199,4 +199,4 @@ class QrDqn:
   @property
   def statistics(self) -> Mapping[str, float]:
     """Gives `state_value`: the largest action value where the agent last decided."""
-    return {'state_value': self._state_value}
+    return {'state_value': self._value}

@@ -40,10 +40,10 @@ class Config:
   # miniature DQN replay of a game that it has, else demo logs, made if missing
   shards: tuple[int, ...] | None = None  # numbers of the shards to load; default: all
   max_rows_per_shard: int | None = None  # first rows of each shard to load (CQL's 1%: 10000)
-  first_fraction: float | None = None  # of each shard's episodes, those that come first
+  first_fraction: float | None = None  # keeps this part of each shard's episodes, the first ones
   max_random_transitions: int | None = None  # drawn in whole logged episodes (papers' 1%: 500000)
-  min_episode_return: float | None = None  # leaves out logged episodes that return less, as logged
-  top_fraction: float | None = None  # of the rows in whole logged episodes, those of the best ones
+  min_episode_return: float | None = None  # keeps whole episodes that return as much, as logged
+  top_fraction: float | None = None  # this part of the rows: the best whole episodes, and ties
   replay_cache_dir: str | None = None  # keeps encoded shards; default: ~/.cache; none: does not
   replay_memory_gb: float | None = None  # 10^9 bytes; default: free GPU memory, half of a CPU's
 
@@ -51,14 +51,14 @@ class Config:
 
   results_csv_path: str | None = None  # default: runs/<agent>/<game>/<seed>/results.csv
   checkpoint_dir: str | None = None  # default: checkpoint, beside the CSV
-  keep_checkpoints: str = 'last'  # two; best: also that of the best evaluation; all: every one
+  keep_checkpoints: str = 'last'  # the last two; best: and the best-evaluated one; all: every one
   tensorboard_dir: str | None = None  # gets the CSV's columns too, in <agent>/<game>/<seed>
   video_dir: str | None = None  # gets an evaluation episode an iteration, in <agent>/<game>/<seed>
 
   # Protocol
 
   seed: int = 1  # of initialisation, sampling and evaluation
-  num_seeds: int = 1  # that learn at once, from --seed on; what is drawn of the logs is --seed's
+  num_seeds: int = 1  # how many learn at once, from --seed on; parts of the logs follow --seed
   num_iterations: int = 200  # paper
   num_updates_per_iteration: int = 62_500  # gradient updates; paper
   eval_steps: int = 125_000  # agent steps after each iteration, in whole episodes; paper
@@ -92,9 +92,9 @@ class Config:
     program.check(self, 'padding', self.padding in ('SAME', 'VALID'), 'SAME or VALID')
     program.check_positive(
       self, 'batch_size', 'n_step', 'max_abs_reward', 'target_network_update_period', 'num_heads',
-      'num_mixtures', 'learning_rate',
+      'num_mixtures', 'learning_rate', 'adam_epsilon',
     )  # fmt: skip
-    program.check_in_unit_interval(self, 'discount', 'adam_epsilon')
+    program.check_in_unit_interval(self, 'discount')
     if self.ensemble:
       program.check(self, 'num_mixtures', self.num_mixtures == 1, '1: --ensemble mixes no heads')
 
@@ -155,8 +155,8 @@ def main(config: Config) -> None:
   if note and config.replay_dir not in bundled.NAMES:
     logging.warning(note)
 
-  data = logs.resident(run.progress.iteration, config.num_iterations)
-  one: parts.Learner = make_agent(config, num_actions, data)
+  # Each iteration gives it its data; another reference would keep the first one's in memory.
+  one: parts.Learner = make_agent(config, num_actions, None)
   learner = one if config.num_seeds == 1 else seeds.Seeds(one, parts.seeds(config))
 
   progress = run.resume(learner, logs)
