@@ -483,7 +483,7 @@ EDITS: dict[str, list[tuple[str, str, str]]] = {
      'studies/sweep_test.py::test_two_sweeps_share_a_directory'),
     ("max(learning, evaluating) if beside", 'learning + evaluating if beside',
      'studies/sweep_test.py::test_time_is_of_what_goes_on_at_a_time'),
-    ("in _GIVEN:", "in ():",
+    ("in given:", "in ():",
      'studies/sweep_test.py::test_all_is_checked_before_anything_starts'),
   ],
   'studies/sweep.py': [

@@ -241,13 +241,15 @@ def read_rows(config: parts.Config, agent_name: str) -> list[dict[str, str]]:
     agent_name: the name of its directory.
 
   Returns:
-    The rows; none where there are none, or what is there is damaged or of another run. The run
-    itself says then what is the matter.
+    The rows; none where there are none, or what is there is damaged, or of another run or of logs
+    at another place. The run itself says then what is the matter.
   """
   path = pathlib.Path(config.results_csv_path or '')
   try:
     stored = json.loads(checkpoints.read_text_file(path.with_name('config.json')))
-    if stored['agent'] != agent_name or _differing(stored['flags'], _flag_values(config)):
+    theirs, ours = stored['flags'], _flag_values(config)
+    moved = theirs['replay_dir'] != ours['replay_dir']
+    if stored['agent'] != agent_name or moved or _differing(theirs, ours):
       return []
     text = checkpoints.read_text_file(path).decode()
     return [*csv.DictReader(io.StringIO(text), strict=True)]

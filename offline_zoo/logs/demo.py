@@ -53,6 +53,25 @@ class Config:
   num_processes: int = play.NUM_PROCESSES  # that play; no influence on what is logged
   debug: bool = False  # tracebacks for errors
 
+  def __post_init__(self):
+    has_policy = atari_data.game(self.environment_name).name in demo_policies.POLICIES
+    program.check_positive(self, 'num_transitions', 'num_processes')
+    program.check_not_negative(self, 'seed')
+    program.check_in_unit_interval(self, 'sticky_action_probability')
+    good = self.policy in (None, 'random', 'scripted')
+    program.check(self, 'policy', good, 'scripted or random')
+    good = self.policy != 'scripted' or has_policy
+    program.check(self, 'policy', good, f'only for {", ".join(demo_policies.POLICIES)}')
+    good = self.policy is None or self.policy_checkpoint is None
+    program.check(self, 'policy', good, 'none beside --policy_checkpoint')
+    if self.epsilon is not None:
+      program.check_in_unit_interval(self, 'epsilon')
+      is_scripted = has_policy and self.policy != 'random'
+      acts = self.policy_checkpoint is not None or is_scripted
+      program.check(self, 'epsilon', acts, 'nothing where all actions are random')
+    good = self.recorded_path is None or self.replay_dir is None
+    program.check(self, 'replay_dir', good, 'none beside --recorded_path')
+
 
 class _Trained(NamedTuple):
   """An agent as a checkpoint had it, which is read once: its run may go on meanwhile.
@@ -67,12 +86,10 @@ class _Trained(NamedTuple):
   params: Any
 
   def policy(self, num_actions: int) -> Callable[[play.Game], int]:
-    """What it does, on the CPU: several processes could not share an accelerator."""
-    cpu = jax.local_devices(backend='cpu')[0]
-    with jax.default_device(cpu):
-      act = _act(self.name, self.config, num_actions)
-      key = jax.random.PRNGKey(0)
-    params, key = jax.device_put((self.params, key), cpu)  # which `act` follows
+    """What it does, in a process of its own."""
+    jax.config.update('jax_platforms', 'cpu')  # several processes could not share an accelerator
+    act = _act(self.name, self.config, num_actions)
+    params, key = jax.device_put((self.params, jax.random.PRNGKey(0)))
     return lambda game: int(act(params, key, game.observation())[1])
 
 
@@ -151,31 +168,16 @@ def play_episode(
   return episode, rows
 
 
-def _check(config: Config) -> _Trained | None:
-  """Checks the flags; gives the agent that is to play, if any."""
-  game = atari_data.game(config.environment_name).name
-  has_policy = game in demo_policies.POLICIES
-  program.check_positive(config, 'num_transitions', 'num_processes')
-  program.check_not_negative(config, 'seed')
-  program.check_in_unit_interval(config, 'sticky_action_probability')
-  good = config.policy in (None, 'random', 'scripted')
-  program.check(config, 'policy', good, 'scripted or random')
-  good = config.policy != 'scripted' or has_policy
-  program.check(config, 'policy', good, f'only for {", ".join(demo_policies.POLICIES)}')
-  if config.epsilon is not None:
-    program.check_in_unit_interval(config, 'epsilon')
-    is_scripted = has_policy and config.policy != 'random'
-    acts = config.policy_checkpoint is not None or is_scripted
-    program.check(config, 'epsilon', acts, 'nothing where all actions are random')
+def _restore(config: Config) -> _Trained | None:
+  """Reads the agent that is to play, if any."""
   if config.policy_checkpoint is None:
     return None
   from offline_zoo import trained_agent  # takes seconds, which few need
 
-  program.check(config, 'policy', config.policy is None, 'none beside --policy_checkpoint')
   trained = trained_agent.restore(
     config.policy_checkpoint, eval_epsilon=0.0, flag='policy_checkpoint'
   )
-  learnt = trained.config.environment_name
+  game, learnt = atari_data.game(config.environment_name).name, trained.config.environment_name
   samples = getattr(trained.config, 'sample_actions', False)
   program.check(config, 'policy_checkpoint', learnt == game, f'an agent of {game}, not {learnt}')
   # What is logged as an action's probability would be false.
@@ -194,13 +196,13 @@ def record(config: Config, path: pathlib.Path) -> recorded.Recording:
   """Plays whole episodes of `num_transitions` rows or more, and writes them as recorded play.
 
   Raises:
-    ValueError: a bad value in `config`.
+    ValueError: its checkpoint is no agent that can be logged here.
     FileExistsError: there is something at `path` already.
     OSError: it cannot be written.
   """
   from offline_zoo import results  # with Orbax, which processes that play do not need
 
-  trained = _check(config)
+  trained = _restore(config)
   results.check_path('recorded_path', path, is_directory=False)
   if os.path.lexists(path):
     raise FileExistsError(f'--recorded_path={path}: exists')
@@ -231,10 +233,10 @@ def write_logs(config: Config, replay_dir: pathlib.Path) -> None:
   The directory appears when it is complete.
 
   Raises:
-    ValueError: a bad value in `config`.
+    ValueError: its checkpoint is no agent that can be logged here.
     FileExistsError: there is something at `replay_dir` already.
   """
-  trained = _check(config)
+  trained = _restore(config)
   returns = []
   start = time.monotonic()
   with (
@@ -291,7 +293,6 @@ def find_or_make(environment_name: str) -> pathlib.Path:
 
 def main(config: Config) -> None:
   if config.recorded_path is not None:
-    program.check(config, 'replay_dir', config.replay_dir is None, 'none beside --recorded_path')
     record(config, pathlib.Path(config.recorded_path))
     return
   has_place = config.replay_dir is not None or config.policy_checkpoint is None

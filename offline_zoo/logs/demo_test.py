@@ -186,7 +186,7 @@ def test_a_trained_agents_play_is_what_it_does_frame_by_frame(small, checkpoint,
   config = demo.Config(
     environment_name='breakout', policy_checkpoint=checkpoint, sticky_action_probability=0.0
   )
-  recording, rows = demo.play_episode(config, 2, demo._check(config))
+  recording, rows = demo.play_episode(config, 2, demo._restore(config))
   assert recording.epsilon == 0 and recording.choices.all() and (rows.probs == 1).all()
   agent = trained_agent.restore(checkpoint, eval_epsilon=0.0).agent
   monkeypatch.setattr(parts, 'MAX_FRAMES_PER_EPISODE', 4 * len(rows.actions))
@@ -207,11 +207,11 @@ def test_every_process_plays_the_agent_that_was_read(small, checkpoint, tmp_path
   shutil.copytree(checkpoint, directory)
   config = demo.Config(environment_name='breakout', policy_checkpoint=str(directory))
   in_a_process = pickle.dumps(
-    functools.partial(demo.play_episode, config, trained=demo._check(config))
+    functools.partial(demo.play_episode, config, trained=demo._restore(config))
   )
   shutil.rmtree(directory)
   same = demo.Config(environment_name='breakout', policy_checkpoint=checkpoint)
-  want = demo.play_episode(same, 1, demo._check(same))
+  want = demo.play_episode(same, 1, demo._restore(same))
   got = pickle.loads(in_a_process)(1)
   for a, b in zip(jax.tree.leaves(want), jax.tree.leaves(got), strict=True):
     np.testing.assert_array_equal(a, b)

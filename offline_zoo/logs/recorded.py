@@ -29,8 +29,8 @@ the one before (the episode's last: of what is left), of each step its frame [84
 (uint8), reward (float32, raw) and terminal flag (uint8). Terminal is 1 on an episode's last step if
 it ended, with the game or at the limit of 27,000 steps.
 
-Files are untrusted input: they are read block by block, and a block, 4 MB unpacked, takes some
-tens of megabytes.
+Files are untrusted input: they are read block by block, and a block, 4 MB unpacked, takes 100 MB
+at most.
 """
 
 import dataclasses

@@ -82,6 +82,7 @@ class OnlineState(NamedTuple):
     episode_steps: [] int64, those of the episode under way.
     actions: [27,000] uint8, its actions, then zeros.
     choices: [27,000] uint8, its choices, see recorded.py.
+    episode_checksum: [] uint32, the CRC-32C of its checksums, see recorded.py.
     returns: [2] float64, of the episodes that ended in this iteration: how many, sum of returns.
   """
 
@@ -92,6 +93,7 @@ class OnlineState(NamedTuple):
   episode_steps: np.ndarray
   actions: np.ndarray
   choices: np.ndarray
+  episode_checksum: np.ndarray
   returns: np.ndarray
 
 
@@ -135,6 +137,7 @@ class OnlineLearner:
     self._returns = np.zeros(2)
     self._actions: list[int] = []
     self._choices: list[int] = []
+    self._checksums = recorded.Checksums()
     self._processor = processors.AtariProcessor()
     self.reset(jax.random.fold_in(jax.random.PRNGKey(seed), 2))  # 0 and 1 are what `split` gives
 
@@ -149,7 +152,7 @@ class OnlineLearner:
 
     Raises:
       OSError: the recording is missing, or a process was killed.
-      ValueError: it is damaged, or of another run, or does not come out as it was recorded.
+      ValueError: it is damaged, or of another run, or what was played does not come out again.
     """
     episodes = self._recorded_episodes(path) if self.num_steps else []
     self._recording = recorded.Recording(self._header)
@@ -180,6 +183,11 @@ class OnlineLearner:
     self._start_episode()
     for action, choice in steps:
       self._play_step(action, choice)
+    if steps and self._episode_checksum() != self._expected_checksum:
+      raise ValueError(
+        f'{path}: the episode under way does not come out as it was played: with another emulator '
+        'or OpenCV this run cannot go on'
+      )
 
   def _recorded_episodes(self, path: pathlib.Path) -> list[recorded.Episode]:
     header, recording = recorded.read(path)
@@ -197,6 +205,9 @@ class OnlineLearner:
     if not is_whole or checksum != self._play_checksum:
       raise ValueError(f'{path}: not what the run played up to its checkpoint')
     return episodes
+
+  def _episode_checksum(self) -> int:
+    return google_crc32c.value(np.array(self._checksums.values, '<u4').tobytes())
 
   def _start_episode(self) -> None:
     rng = np.random.default_rng((self._seed, self.num_episodes))
@@ -301,6 +312,7 @@ class OnlineLearner:
       episode_steps=np.array(len(self._actions)),
       actions=padded(self._actions),
       choices=padded(self._choices),
+      episode_checksum=np.array(self._episode_checksum(), np.uint32),
       returns=self._returns.copy(),
     )
 
@@ -312,6 +324,7 @@ class OnlineLearner:
     self._actions, self._choices = (
       steps[: state.episode_steps].tolist() for steps in (state.actions, state.choices)
     )
+    self._expected_checksum = int(state.episode_checksum)
 
   # Acting in evaluation, as every agent does.
 

@@ -40,7 +40,7 @@ class Config:
   environment_name: str = 'pong'  # snake_case name of a game, see atari_data.py
   agent: str = 'dqn'  # dqn, qrdqn, rem or c51, as its directory has it; or random
   agent_flags: str | None = None  # other values than its run_atari has: '--n_step=5 --discount=0.9'
-  # (random play has none)
+  # (random play ignores them)
 
   # Results
 
@@ -91,8 +91,6 @@ class Config:
     program.check_in_unit_interval(self, 'final_epsilon')
     if self.zeta_exponent is not None:
       program.check(self, 'zeta_exponent', self.zeta_exponent > 1, 'more than 1')
-    good = self.agent != 'random' or not self.agent_flags
-    program.check(self, 'agent_flags', good, 'none: random play has none')
     agents = agent_config(self)
     least = 4 + (agents.n_step if agents else 1)  # with fewer, there is nothing to sample
     program.check(self, 'warmup_steps', self.warmup_steps >= least, f'{least} or more')

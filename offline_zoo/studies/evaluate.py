@@ -203,6 +203,8 @@ def load_logs(config: Config, trained: trained_agent.Trained) -> replay.ReplayDa
 
 
 def main(config: Config) -> None:
+  if config.csv_path is not None:
+    results.check_path('csv_path', pathlib.Path(config.csv_path), is_directory=False)
   trained = trained_agent.restore(
     config.checkpoint_dir or '', config.checkpoint, config.rom_dir, seed=config.run_seed
   )

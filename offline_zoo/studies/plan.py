@@ -12,7 +12,7 @@ import pathlib
 import re
 import shlex
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
 from absl import flags
@@ -106,11 +106,11 @@ def _check_table(table: dict[str, Any], keys: Mapping[str, str], needed: Sequenc
       raise ValueError(f'no {name}; expected {keys[name]}')
 
 
-def _check_flags(words: Sequence[str]) -> None:
+def _check_flags(words: Sequence[str], given: Collection[str]) -> None:
   for word in words:
     if not re.match(r'--?\w', word):
       raise ValueError(f'flags: expected such as --name=value, got {word!r}')
-    if (name := word.lstrip('-').partition('=')[0]) in _GIVEN:
+    if (name := word.lstrip('-').partition('=')[0]) in given:
       raise ValueError(f'flags: the sweep itself gives --{name}')
 
 
@@ -122,12 +122,18 @@ def _make_words(words: Sequence[str], given: Mapping[str, str]) -> tuple[str, ..
   flag_values = flags.FlagValues()
   config_class = importlib.import_module(f'offline_zoo.{name}').Config
   program.define_flags(config_class, flag_values=flag_values)
-  _check_flags([word for word in rest if word.startswith('-')])
+  _check_flags([word for word in rest if word.startswith('-')], given)
+  made = (name, *rest, *(f'--{k}={v}' for k, v in given.items() if k in flag_values))
   try:
-    flag_values([name, *rest])
-  except flags.Error as error:
+    _, *command = flag_values(made)
+    has_command = 'command' in {field.name for field in dataclasses.fields(config_class)}
+    if command and not has_command:
+      raise ValueError(f'expected flags only, got {" ".join(command)}')
+    arguments = {'command': tuple(command)} if has_command else {}
+    program.config_from_flags(config_class, flag_values, **arguments)
+  except (flags.Error, ValueError) as error:
     raise ValueError(f'make: {error}') from error
-  return name, *rest, *(f'--{k}={v}' for k, v in given.items() if k in flag_values)
+  return made
 
 
 def _run(sweep: dict[str, Any], data: dict[str, Any], agent: str, seed: int) -> Run:
@@ -192,7 +198,7 @@ def read(path: pathlib.Path) -> list[Run]:
   place = str(path)
   try:
     _check_table(sweep, _KEYS, ('directory', 'data'))
-    _check_flags(sweep.get('flags', []))
+    _check_flags(sweep.get('flags', []), _GIVEN)
     for number, data in enumerate(sweep['data'], start=1):
       place = f'{path}: data {number}'
       defaults = {name: sweep[name] for name in ('agents', 'seeds') if name in sweep}
@@ -206,7 +212,7 @@ def read(path: pathlib.Path) -> list[Run]:
       if data['name'] in runs:
         raise ValueError('there are two of this name')
       atari_data.game(data['environment_name'])
-      _check_flags(data.get('flags', []))
+      _check_flags(data.get('flags', []), _GIVEN)
       if 'make' in data and data['replay_dir'] in bundled.NAMES:
         raise ValueError(f'make: nothing, for {data["replay_dir"]} is made by the runs')
       runs[data['name']] = [

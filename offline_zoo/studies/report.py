@@ -408,14 +408,12 @@ def paths_of_sweep(path: pathlib.Path) -> tuple[list[pathlib.Path], set[str]]:
   from offline_zoo.studies import plan  # imports every agent, which takes seconds
 
   every_run = plan.read(path)
-  csv_paths = {str(run): run.directory / 'results.csv' for run in every_run}
-  missing = [name for name, csv_path in csv_paths.items() if not csv_path.is_file()]
-  if len(missing) == len(every_run):
+  found = [run for run in every_run if results.read_rows(run.config, run.agent)]
+  if not found:
     raise ValueError(f'{path}: none of its runs has results yet')
-  if missing:
-    logging.info('No results yet: %s', ', '.join(missing))
-  found = [csv_path for name, csv_path in csv_paths.items() if name not in missing]
-  return found, {run.data for run in every_run}
+  if missing := [str(run) for run in every_run if run not in found]:
+    logging.info('No results yet, or of other flags: %s', ', '.join(missing))
+  return [run.directory / 'results.csv' for run in found], {run.data for run in every_run}
 
 
 def _write(path: pathlib.Path, content: bytes) -> None:

@@ -1,13 +1,14 @@
 """Tests for report.py: the curve as text, the tables, the files, sweeps, the command."""
 
 import dataclasses
+import json
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
-from offline_zoo.studies import plots, report, runs, statistics
+from offline_zoo.studies import plan, plots, report, runs, statistics
 
 
 def test_a_curve_as_text(write_csv):
@@ -229,6 +230,10 @@ def test_a_sweep_is_read_with_peers_beside_it(study, tmp_path, monkeypatch):
   )
   path = tmp_path / 'sweep.toml'
   path.write_text(text)
+  for run in plan.read(path):
+    if (run.directory / 'results.csv').exists():
+      identity = {'agent': run.agent, 'flags': dataclasses.asdict(run.config)}
+      (run.directory / 'config.json').write_text(json.dumps(identity))
   found, names = report.paths_of_sweep(path)
   assert sorted(found) == sorted(study['sweep']) and names == DATA
   config = report.Config(
@@ -237,6 +242,10 @@ def test_a_sweep_is_read_with_peers_beside_it(study, tmp_path, monkeypatch):
   monkeypatch.setattr(report, 'make_report', lambda read, *_: {'packed': runs.pack(read)})
   report.main(config)
   assert (tmp_path / 'report' / 'packed').read_bytes() == runs.pack(read_study(study))
+  # A run that had other flags than the file says now is none of its runs.
+  path.write_text(text + "flags = ['--batch_size=16']\n")
+  of_others = [x for x in study['sweep'] if 'asterix_10k' not in str(x)]
+  assert sorted(report.paths_of_sweep(path)[0]) == sorted(of_others)
   path.write_text(text.replace('/runs', '/none'))
   with pytest.raises(ValueError, match=r'sweep\.toml: none of its runs has results yet'):
     report.main(config)

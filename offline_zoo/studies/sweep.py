@@ -26,9 +26,10 @@ A sweep is described by a file such as
   agents = ['cql']                    # if other ones than above; seeds likewise
 
 Paths are relative to where the command is given. Programs that make logs are given --replay_dir
-and, if they have it, --environment_name; they are started where the logs are missing. A run is in
-<directory>/<name>/<agent>/<seed>: its results.csv, config.json and checkpoint, evaluation.csv with
-the last evaluation's episodes, and log.txt, which is locked for as long as anything runs there.
+and, if they have it, --environment_name; they are started where the logs are missing, and what is
+there is not compared with what they would make. A run is in <directory>/<name>/<agent>/<seed>: its
+results.csv, config.json and checkpoint, evaluation.csv with the last evaluation's episodes, and
+log.txt, which is locked for as long as anything runs there.
 
 What is finished is not run again, so the same command goes on after any end of the sweep. What
 failed is tried again when all else has begun. Several sweeps, on several machines, may share a
@@ -540,7 +541,7 @@ def main(config: Config) -> None:
       bundled.find(replay_dir, run.config.environment_name)
     except ValueError as error:
       raise ValueError(f'{path}: data {run.data!r}: {error}') from error
-  if config.slurm_path is not None:
+  if config.slurm_path is not None and not config.dry_run:
     results.write_atomically(pathlib.Path(config.slurm_path), slurm_script(path, every_run))
     logging.info('Script: %s', config.slurm_path)
     return

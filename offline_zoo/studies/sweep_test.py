@@ -220,7 +220,7 @@ def test_what_a_file_describes(place):
     name = 'demo'
     environment_name = 'freeway'
     replay_dir = 'runs/demo/logs'
-    make = ['logs.demo', '--num_transitions=50']
+    make = ['logs.demo', '--num_transitions=50', '--seed=3']
     agents = ['cql']
     seeds = [7]
   """)
@@ -236,7 +236,7 @@ def test_what_a_file_describes(place):
   assert found[4].config.learning_rate == 0.0001  # of cql/laptop.flags
   assert found[4].config.max_random_transitions is None
   assert found[4].make == (
-    'logs.demo', '--num_transitions=50', '--environment_name=freeway',
+    'logs.demo', '--num_transitions=50', '--seed=3', '--environment_name=freeway',
     '--replay_dir=runs/demo/logs',
   )  # fmt: skip
   assert {run.num_eval_episodes for run in found} == {20}
@@ -262,6 +262,23 @@ def test_what_a_file_describes(place):
     ("'logs'\n", "'none'\n", 'there are no logs at none, and no make'),
     ("'logs'\n", "'logs'\nmake = ['download']\n", r"make: expected logs\.demo or logs\.recorded"),
     ("'logs'\n", "'logs'\nmake = ['logs.demo', '--n=5']\n", "make: Unknown command line flag 'n'"),
+    ("'logs'\n", "'logs'\nmake = ['logs.demo', 'x']\n", 'make: expected flags only, got x'),
+    (
+      "'logs'\n",
+      "'logs'\nmake = ['logs.demo', '--policy=best']\n",
+      'make: --policy=best: expected scripted or random',
+    ),
+    (
+      "'logs'\n",
+      "'logs'\nmake = ['logs.demo', '--recorded_path=x']\n",
+      'make: --replay_dir=logs: expected none beside --recorded_path',
+    ),
+    ("'logs'\n", "'logs'\nmake = ['logs.recorded', 'expand']\n", 'make: --path=None: expected'),
+    (
+      "'logs'\n",
+      "'logs'\nmake = ['logs.demo', '--replay_dir=x']\n",
+      'the sweep itself gives --replay_dir',
+    ),
     (
       "'breakout'\nreplay_dir = 'logs'\n",
       "'seaquest'\nreplay_dir = 'miniature'\n",
@@ -318,8 +335,11 @@ def test_what_is_finished_never_runs_again(place, capsys):
   longer = described(place, FILE.replace('iterations=5', 'iterations=6'))
   run_all(longer[:1])
   assert len(starts(found[0])) == 2 and returns(found[0])[-1] == 36
-  others = described(place, FILE.replace('per_iteration=4', 'per_iteration=5'))
-  assert plan.progress_of(others[1]).iterations == 0
+  # Nor on other logs.
+  (place / 'others').symlink_to('logs')
+  for old, new in (('per_iteration=4', 'per_iteration=5'), ("'logs'\n", "'others'\n")):
+    others = described(place, FILE.replace(old, new))
+    assert plan.progress_of(others[1]).iterations == 0
 
 
 def test_who_fails_is_tried_again_and_does_not_stop_the_others(place):
