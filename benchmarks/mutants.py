@@ -545,7 +545,7 @@ EDITS: dict[str, list[tuple[str, str, str]]] = {
      'studies/evaluate_test.py::test_the_program'),
   ],
   'results.py': [
-    ("stored['agent'] != agent_name or _differing(stored['flags'], _flag_values(config))", 'False',
+    ("stored['agent'] != agent_name or moved or _differing(theirs, ours)", 'False',
      'studies/sweep_test.py::test_what_is_finished_never_runs_again'),
     ("'results_csv_path', 'tensorboard_dir', 'video_dir',\n)",
      "'results_csv_path', 'tensorboard_dir', 'video_dir', 'seed',\n)",
