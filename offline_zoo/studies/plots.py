@@ -139,8 +139,8 @@ def _panels(
     The picture, its panels [num_rows, num_columns], and those with data, with their runs.
   """
   data = sorted({run.data for run in drawn})
-  num_columns = min(len(data), 3)
-  num_rows = math.ceil(len(data) / num_columns)
+  num_rows = math.ceil(len(data) / 3)
+  num_columns = math.ceil(len(data) / num_rows)  # four: two and two
   width, height = size if len(data) == 1 else size_of_many
   figure = Figure((width * num_columns, height * num_rows))
   panels = figure.subplots(num_rows, num_columns, squeeze=False, sharey=sharey)
