@@ -43,8 +43,10 @@ class Config:
   num_transitions: int = 100_000  # agent steps to log, blank rows before episodes not counted
   replay_dir: str | None = None  # where to; default: where --replay_dir=demo looks
   policy: str | None = None  # scripted or random; default: scripted for the games that have one
-  policy_checkpoint: str | None = None  # of a run: its agent, of several seeds the first one's,
-  # plays, greedily but for epsilon
+  policy_checkpoint: str | None = None  # directory of a run's: its agent plays, greedily but for
+  # epsilon
+  checkpoint: str = 'last'  # there: last; best, by the run's own evaluations; or 7 for step_7
+  run_seed: int | None = None  # which seed's agent, if several learnt at once; default: the first
   epsilon: float | None = None  # rate of random actions; default: 0, or scripted policies' own
   recorded_path: str | None = None  # writes recorded play here, of whole episodes, and no shards
   shard_capacity: int = 25_000  # rows of a shard, blank ones included
@@ -64,10 +66,14 @@ class Config:
     program.check(self, 'policy', good, f'only for {", ".join(demo_policies.POLICIES)}')
     good = self.policy is None or self.policy_checkpoint is None
     program.check(self, 'policy', good, 'none beside --policy_checkpoint')
+    has_agent = self.policy_checkpoint is not None
+    good = has_agent or self.checkpoint == 'last'
+    program.check(self, 'checkpoint', good, '--policy_checkpoint beside it')
+    good = has_agent or self.run_seed is None
+    program.check(self, 'run_seed', good, '--policy_checkpoint beside it')
     if self.epsilon is not None:
       program.check_in_unit_interval(self, 'epsilon')
-      is_scripted = has_policy and self.policy != 'random'
-      acts = self.policy_checkpoint is not None or is_scripted
+      acts = has_agent or (has_policy and self.policy != 'random')
       program.check(self, 'epsilon', acts, 'nothing where all actions are random')
     good = self.recorded_path is None or self.replay_dir is None
     program.check(self, 'replay_dir', good, 'none beside --recorded_path')
@@ -175,8 +181,9 @@ def _restore(config: Config) -> _Trained | None:
   from offline_zoo import trained_agent  # takes seconds, which few need
 
   trained = trained_agent.restore(
-    config.policy_checkpoint, eval_epsilon=0.0, flag='policy_checkpoint'
-  )
+    config.policy_checkpoint, config.checkpoint, eval_epsilon=0.0, seed=config.run_seed,
+    flag='policy_checkpoint',
+  )  # fmt: skip
   game, learnt = atari_data.game(config.environment_name).name, trained.config.environment_name
   samples = getattr(trained.config, 'sample_actions', False)
   program.check(config, 'policy_checkpoint', learnt == game, f'an agent of {game}, not {learnt}')

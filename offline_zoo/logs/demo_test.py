@@ -160,15 +160,16 @@ def test_an_episode_cut_at_the_limit_is_logged_as_ended(monkeypatch):
 
 @pytest.fixture(scope='module')
 def checkpoint(tmp_path_factory):
-  """The checkpoints of a run on Breakout that has made one update."""
+  """The checkpoints of a run on Breakout: after one update and after two, of seeds 1 and 2."""
   directory = tmp_path_factory.mktemp('trained')
   testing.write_noise(directory / 'logs', 1)
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(networks, 'nature_torso', testing.small_torso)
     config = run_atari.Config(
       environment_name='breakout', replay_dir=str(directory / 'logs'), replay_cache_dir='none',
-      results_csv_path=str(directory / 'results.csv'), num_iterations=1,
+      results_csv_path=str(directory / 'results.csv'), num_iterations=2, num_seeds=2,
       num_updates_per_iteration=1, eval_steps=1, eval_epsilon=1.0, num_eval_workers=0,
+      keep_checkpoints='all',
     )  # fmt: skip
     run_atari.main(config)
   return str(directory / 'checkpoint')
@@ -199,6 +200,21 @@ def test_a_trained_agents_play_is_what_it_does_frame_by_frame(small, checkpoint,
       actions.append(action)
   np.testing.assert_array_equal(rows.actions, actions)
   assert len(actions) > 100
+
+
+def test_the_agent_that_plays_is_the_one_that_is_named(small, checkpoint):
+  def params(**which):
+    config = demo.Config(environment_name='breakout', policy_checkpoint=checkpoint, **which)
+    return np.concatenate([a.ravel() for a in jax.tree.leaves(demo._restore(config).params)])
+
+  want = trained_agent.restore(checkpoint, '1', seed=2).agent.get_state().online_params
+  want = np.concatenate([np.ravel(a) for a in jax.tree.leaves(want)])
+  np.testing.assert_array_equal(params(checkpoint='1', run_seed=2), want)
+  for other in ({}, {'checkpoint': '1'}, {'run_seed': 2}):
+    assert (params(**other) != want).any()
+  for which in ({'checkpoint': 'best'}, {'run_seed': 2}):
+    with pytest.raises(ValueError, match='expected --policy_checkpoint beside it'):
+      demo.Config(environment_name='breakout', **which)
 
 
 def test_every_process_plays_the_agent_that_was_read(small, checkpoint, tmp_path):

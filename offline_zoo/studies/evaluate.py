@@ -41,6 +41,7 @@ class Config:
   checkpoint: str = 'last'  # last; best, by the run's own evaluations; or 7 for step_7
   run_seed: int | None = None  # which seed's agent, if several learnt at once; default: the first
   episodes: int = 20  # whole ones to play
+  eval_epsilon: float | None = None  # rate of random actions; default: the run's own
   csv_path: str | None = None  # where to write each episode's return
   video_path: str | None = None  # where to record the first episode, as MP4
   num_states: int = 10_000  # logged states to compare actions in; 0: none
@@ -55,6 +56,8 @@ class Config:
     program.check(self, 'checkpoint_dir', self.checkpoint_dir is not None, 'the directory of a run')
     program.check_positive(self, 'episodes')
     program.check_not_negative(self, 'num_states', 'seed')
+    if self.eval_epsilon is not None:
+      program.check_in_unit_interval(self, 'eval_epsilon')
 
 
 def play(
@@ -206,8 +209,9 @@ def main(config: Config) -> None:
   if config.csv_path is not None:
     results.check_path('csv_path', pathlib.Path(config.csv_path), is_directory=False)
   trained = trained_agent.restore(
-    config.checkpoint_dir or '', config.checkpoint, config.rom_dir, seed=config.run_seed
-  )
+    config.checkpoint_dir or '', config.checkpoint, config.rom_dir, config.eval_epsilon,
+    config.run_seed,
+  )  # fmt: skip
   data = load_logs(config, trained) if config.num_states else None
   video_path = pathlib.Path(config.video_path) if config.video_path else None
   played = play(trained, config.episodes, config.seed, video_path)

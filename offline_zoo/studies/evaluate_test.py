@@ -188,6 +188,13 @@ def test_the_program(run, capsys, caplog, tmp_path):
     f'dqn,breakout,1,6,0,1,{returns[0]}',
     f'dqn,breakout,1,6,0,2,{returns[1]}',
   ]
+  capsys.readouterr()
+  evaluate.main(evaluate.Config(**settings | {'num_states': 0, 'eval_epsilon': 0.5}))
+  other = evaluate.play(trained_agent.restore(run / 'checkpoint', eval_epsilon=0.5), 2, 0, None)
+  assert capsys.readouterr().out.splitlines()[1] == evaluate.actions_line(
+    other, ['NOOP', 'FIRE', 'RIGHT', 'LEFT']
+  )
+  assert evaluate.actions_line(other, ['NOOP', 'FIRE', 'RIGHT', 'LEFT']) != actions
   # Beside the run's own CSV it is what a report takes.
   for name in ('results.csv', 'config.json'):
     shutil.copy(run / name, tmp_path)
@@ -216,6 +223,8 @@ def test_the_program(run, capsys, caplog, tmp_path):
 def test_bad_input_is_named(run, tmp_path):
   with pytest.raises(ValueError, match='--checkpoint_dir=None: expected the directory of a run'):
     evaluate.Config()
+  with pytest.raises(ValueError, match=r'--eval_epsilon=1\.5'):
+    evaluate.Config(checkpoint_dir=str(run / 'checkpoint'), eval_epsilon=1.5)
   with pytest.raises(FileNotFoundError, match='--checkpoint_dir=nowhere: there is no checkpoint'):
     trained_agent.restore('nowhere')
   with pytest.raises(ValueError, match='no checkpoint 3; there are: 1, 2'):
