@@ -43,8 +43,7 @@ class Config:
   num_transitions: int = 100_000  # agent steps to log, blank rows before episodes not counted
   replay_dir: str | None = None  # where to; default: where --replay_dir=demo looks
   policy: str | None = None  # scripted or random; default: scripted for the games that have one
-  policy_checkpoint: str | None = None  # directory of a run's: its agent plays, greedily but for
-  # epsilon
+  policy_checkpoint: str | None = None  # of a run: its agent plays, greedily but for epsilon
   checkpoint: str = 'last'  # there: last; best, by the run's own evaluations; or 7 for step_7
   run_seed: int | None = None  # which seed's agent, if several learnt at once; default: the first
   epsilon: float | None = None  # rate of random actions; default: 0, or scripted policies' own
@@ -64,9 +63,9 @@ class Config:
     program.check(self, 'policy', good, 'scripted or random')
     good = self.policy != 'scripted' or has_policy
     program.check(self, 'policy', good, f'only for {", ".join(demo_policies.POLICIES)}')
-    good = self.policy is None or self.policy_checkpoint is None
-    program.check(self, 'policy', good, 'none beside --policy_checkpoint')
     has_agent = self.policy_checkpoint is not None
+    good = self.policy is None or not has_agent
+    program.check(self, 'policy', good, 'none beside --policy_checkpoint')
     good = has_agent or self.checkpoint == 'last'
     program.check(self, 'checkpoint', good, '--policy_checkpoint beside it')
     good = has_agent or self.run_seed is None

@@ -12,6 +12,7 @@ import types
 import jax
 import numpy as np
 import pytest
+from jax import flatten_util
 
 from offline_zoo import (
   atari_env,
@@ -205,10 +206,10 @@ def test_a_trained_agents_play_is_what_it_does_frame_by_frame(small, checkpoint,
 def test_the_agent_that_plays_is_the_one_that_is_named(small, checkpoint):
   def params(**which):
     config = demo.Config(environment_name='breakout', policy_checkpoint=checkpoint, **which)
-    return np.concatenate([a.ravel() for a in jax.tree.leaves(demo._restore(config).params)])
+    return flatten_util.ravel_pytree(demo._restore(config).params)[0]
 
-  want = trained_agent.restore(checkpoint, '1', seed=2).agent.get_state().online_params
-  want = np.concatenate([np.ravel(a) for a in jax.tree.leaves(want)])
+  agent = trained_agent.restore(checkpoint, '1', seed=2).agent
+  want, _ = flatten_util.ravel_pytree(agent.get_state().online_params)
   np.testing.assert_array_equal(params(checkpoint='1', run_seed=2), want)
   for other in ({}, {'checkpoint': '1'}, {'run_seed': 2}):
     assert (params(**other) != want).any()

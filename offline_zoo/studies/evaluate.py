@@ -209,8 +209,8 @@ def main(config: Config) -> None:
   if config.csv_path is not None:
     results.check_path('csv_path', pathlib.Path(config.csv_path), is_directory=False)
   trained = trained_agent.restore(
-    config.checkpoint_dir or '', config.checkpoint, config.rom_dir, config.eval_epsilon,
-    config.run_seed,
+    config.checkpoint_dir or '', config.checkpoint, config.rom_dir,
+    eval_epsilon=config.eval_epsilon, seed=config.run_seed,
   )  # fmt: skip
   data = load_logs(config, trained) if config.num_states else None
   video_path = pathlib.Path(config.video_path) if config.video_path else None

@@ -191,10 +191,8 @@ def test_the_program(run, capsys, caplog, tmp_path):
   capsys.readouterr()
   evaluate.main(evaluate.Config(**settings | {'num_states': 0, 'eval_epsilon': 0.5}))
   other = evaluate.play(trained_agent.restore(run / 'checkpoint', eval_epsilon=0.5), 2, 0, None)
-  assert capsys.readouterr().out.splitlines()[1] == evaluate.actions_line(
-    other, ['NOOP', 'FIRE', 'RIGHT', 'LEFT']
-  )
-  assert evaluate.actions_line(other, ['NOOP', 'FIRE', 'RIGHT', 'LEFT']) != actions
+  others_actions = evaluate.actions_line(other, ['NOOP', 'FIRE', 'RIGHT', 'LEFT'])
+  assert capsys.readouterr().out.splitlines()[1] == others_actions != actions
   # Beside the run's own CSV it is what a report takes.
   for name in ('results.csv', 'config.json'):
     shutil.copy(run / name, tmp_path)
