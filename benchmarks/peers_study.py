@@ -1,4 +1,4 @@
-"""Other libraries' CQL, BCQ, BC and CRR in a sweep of ours: the same logs, the same evaluation.
+"""Tianshou's CQL, BCQ, BC and CRR and d3rlpy's CQL and BCQ, on the logs of a sweep of ours.
 
   python -m benchmarks.peers_study results/laptop.toml \\
     --peers tianshou=/tmp/peer_tianshou/bin/python d3rlpy=/tmp/peer_d3rlpy/bin/python

@@ -24,8 +24,13 @@ from offline_zoo.studies.runs import Run
 
 # Blue, vermilion, bluish green and reddish purple of Okabe and Ito (2008); and the text's colour.
 _COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', None)
-_LINE_STYLES = ('-', '--')  # the second from the sixth agent on
-_MARKERS = 'os^DvP*Xp<'  # hollow from the eleventh agent on
+_LINE_STYLES = ('-', '--')
+_MARKERS = 'os^DvP*Xp<'
+# Of the looks that `_styles` makes of these, which one an agent has in every picture.
+_LOOKS = {
+  'bcq': 0, 'cql': 1, 'dqn': 2, 'qrdqn': 3, 'rem': 4, 'bc': 5, 'c51': 6, 'off_policy_dqn': 7,
+  'crr': 8, 'multi_network_rem': 9, 'online_dqn': 12,
+}  # fmt: skip
 _REFERENCES = {
   'logged mean': '--', 'logged mean, clipped': '--', 'random play': ':', 'human': '-.'
 }  # fmt: skip
@@ -64,19 +69,23 @@ def save(figure: Figure, file_format: str) -> bytes:
 
 
 def _styles(agents: Sequence[str]) -> dict[str, dict[str, Any]]:
-  """Gives each agent its looks, by its place among those of the picture."""
-  looks = itertools.product(('full', 'none'), _LINE_STYLES, _COLOURS)
-  return {
-    agent: {
+  """Gives each agent its looks: ours their own, others what is free in the picture."""
+  looks = list(itertools.product(('full', 'none'), _LINE_STYLES, _COLOURS))
+  ours = {_LOOKS[agent] for agent in agents if agent in _LOOKS}
+  free = [i for i in range(len(looks)) if i not in ours]
+  free.sort(key=lambda i: i in _LOOKS.values())  # last, what is another agent's elsewhere
+  of_others = itertools.cycle(free or range(len(looks)))
+  styles = {}
+  for agent in agents:
+    look = _LOOKS[agent] if agent in _LOOKS else next(of_others)
+    fill, line_style, colour = looks[look]
+    styles[agent] = {
       'color': colour or matplotlib.rcParams['text.color'],
       'linestyle': line_style,
       'fillstyle': fill,
-      'marker': marker,
+      'marker': _MARKERS[look % len(_MARKERS)],
     }
-    for agent, (fill, line_style, colour), marker in zip(
-      agents, itertools.cycle(looks), itertools.cycle(_MARKERS), strict=False
-    )
-  }
+  return styles
 
 
 def agents_of(some: Sequence[Run]) -> list[str]:
@@ -221,7 +230,9 @@ def last_evaluations(drawn: Sequence[Run]) -> Figure:
     _draw_references(axes.axvline, of_data, limits)
     axes.set_xlim(*_widened(limits))
     axes.grid(axis='y', visible=False)
-  panels[0, 0].plot([], [], label='one seed', color=matplotlib.rcParams['text.color'], **_SEED)
+  text_colour = matplotlib.rcParams['text.color']
+  panels[0, 0].plot([], [], label='one seed', color=text_colour, **_SEED)
+  panels[0, 0].plot([], [], 'o', label='mean of seeds', color=text_colour)
   panels[0, 0].set_yticks(range(len(agents)), agents)
   panels[0, 0].set_ylim(len(agents) - 0.5, -0.5)
   for axes, _ in of_panels[-panels.shape[1] :]:
@@ -241,6 +252,7 @@ def _add_legend(figure: Figure, panels: Iterable[Axes], agents: Sequence[str]) -
   width = 0.62 + 0.072 * max(map(len, labels))  # inches of an entry
   columns = max(1, int(figure.get_figwidth() / width))
   rows = math.ceil(len(labels) / columns)
+  columns = math.ceil(len(labels) / rows)  # so that no entry is left alone
   figure.set_figheight(figure.get_figheight() + 0.19 * rows)
   handles = [entries[label] for label in labels]
   figure.legend(handles, labels, loc='outside lower center', ncols=columns, columnspacing=1)

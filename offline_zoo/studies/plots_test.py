@@ -1,9 +1,12 @@
 """Tests for plots.py: what is drawn is read back from matplotlib's axes."""
 
+import pathlib
+
 import numpy as np
 import pytest
 import scipy.stats
 
+from offline_zoo import program
 from offline_zoo.studies import plots, runs
 
 CQL = np.array([[6.0, 14.0, 21.0], [7.0, 15.0, 24.0], [9.0, 15.5, 22.5]])  # seeds, evaluations
@@ -87,6 +90,16 @@ def test_an_agent_looks_the_same_in_every_panel_and_like_no_other(drawn):
     return line.get_color(), line.get_marker(), line.get_linestyle()
 
   assert looks(freeway, 'rem') == looks(seaquest, 'rem') != looks(freeway, 'cql')
+  # In every picture, whatever else is there.
+  of = plots._styles
+  assert of(['cql'])['cql'] == of(['fork', 'bcq', 'cql', 'other'])['cql']
+  agents = {path.parent.name for path in pathlib.Path(program.__file__).parent.glob('*/agent.py')}
+  assert plots._LOOKS.keys() <= {*agents, 'online_dqn'}
+  styles = of([*plots._LOOKS, *map(str, range(9))])
+  assert len({tuple(style.values()) for style in styles.values()}) == 20
+  # Others have no look of ours, as long as there are others.
+  of_ours = {tuple(style.values()) for style in of([*plots._LOOKS]).values()}
+  assert not of_ours & {tuple(style.values()) for style in of([*'abcdefghi']).values()}
   styles = [tuple(style.values()) for style in plots._styles([str(i) for i in range(20)]).values()]
   assert len(set(styles)) == 20
   # In black and white, markers alone tell them apart, full or hollow.
@@ -119,7 +132,7 @@ def test_last_evaluations(study):
   assert [label.get_text() for label in asterix.get_yticklabels()] == ['bc', 'cql']
   (legend,) = figure.legends
   assert [text.get_text() for text in legend.get_texts()] == [
-    'one seed', 'logged mean', 'random play'
+    'mean of seeds', 'one seed', 'logged mean', 'random play'
   ]  # fmt: skip
 
 
@@ -140,7 +153,7 @@ def test_what_has_neither_reference_nor_evaluation_in_common_is_drawn(write_csv)
     ]
   )
   figure = plots.last_evaluations(read)
-  assert [line.get_label() for line in figure.axes[0].get_lines()] == ['one seed']
+  assert [line.get_label() for line in figure.axes[0].get_lines()] == ['one seed', 'mean of seeds']
   assert figure.axes[0].get_xlim() == pytest.approx((99.95, 100.05))
 
 
