@@ -104,14 +104,20 @@ def choose(
     num_drawn = np.searchsorted(np.cumsum(lengths[drawn]), max_random_transitions, side='right')
     kept = np.isin(np.arange(len(kept)), drawn[: max(num_drawn, 1)])
     which.append(f'drawn at random up to {max_random_transitions:,} transitions')
-  if min_episode_return is not None or top_fraction is not None:
-    flag = 'top_fraction' if min_episode_return is None else 'min_episode_return'
-    candidates = _whole(kept, returns, flag)
-    least = _least_return(
-      returns[candidates], lengths[candidates], min_episode_return, top_fraction or 1.0
-    )
+  if min_episode_return is not None:
+    best = returns[_whole(kept, returns, 'min_episode_return')].max()
+    if min_episode_return > best:
+      raise ValueError(
+        f'--min_episode_return={min_episode_return:g}: expected at most {best:g}, the best logged '
+        'return'
+      )
+    kept &= returns >= min_episode_return
+    which.append(f'those that return {min_episode_return:g} or more')
+  if top_fraction is not None:
+    candidates = _whole(kept, returns, 'top_fraction')
+    least = _least_return(returns[candidates], lengths[candidates], top_fraction)
     kept &= returns >= least
-    which.append(f'those that return {least:g} or more')
+    which.append(f'the best, which return {least:g} or more')
 
   whole = returns[kept & ~np.isnan(returns)]
   description = (
@@ -145,19 +151,11 @@ def _whole(kept: np.ndarray, returns: np.ndarray, flag: str) -> np.ndarray:
   return whole
 
 
-def _least_return(
-  returns: np.ndarray, lengths: np.ndarray, min_episode_return: float | None, top_fraction: float
-) -> float:
-  """Finds the least return of whole episodes to keep; see `choose`."""
-  if min_episode_return is not None and min_episode_return > returns.max():
-    raise ValueError(
-      f'--min_episode_return={min_episode_return:g}: expected at most {returns.max():g}, '
-      'the best logged return'
-    )
+def _least_return(returns: np.ndarray, lengths: np.ndarray, top_fraction: float) -> float:
+  """Finds the least return of the best of whole episodes; see `choose`."""
   best_first = np.argsort(-returns, kind='stable')
   num_transitions = np.cumsum(lengths[best_first])
   # As many of the best as the fraction has room for, but at least one.
   room = top_fraction * num_transitions[-1]
   num_kept = max(np.searchsorted(num_transitions, room, side='right'), 1)
-  least = returns[best_first[num_kept - 1]]
-  return max(least, -math.inf if min_episode_return is None else min_episode_return)
+  return returns[best_first[num_kept - 1]]

@@ -91,6 +91,10 @@ def test_each_condition_looks_at_what_those_before_it_kept():
   )
   # Of the returns 0 to 4 and 100 to 104 the six best.
   assert np.flatnonzero(kept).tolist() == [4, 11, 12, 13, 14, 15]
+  # Of the returns 3 to 9 the three best, not those of the five best that return 3.
+  choice = episodes.choose(shards[:1], [0], min_episode_return=3, top_fraction=0.5)
+  assert np.flatnonzero(choice.kept[0]).tolist() == [7, 8, 9]
+  assert ', those that return 3 or more, the best, which return 7 or more: ' in choice.description
 
 
 def test_without_a_condition_all_is_kept_and_nothing_said():

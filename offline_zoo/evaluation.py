@@ -28,6 +28,9 @@ from tqdm import tqdm
 
 from offline_zoo import parts, playing, program, results, seeds
 
+# Agent steps of one of Freeway's, which are long.
+_LONG_EPISODE = 2_000
+
 # Which episodes.
 
 
@@ -41,7 +44,7 @@ def group_size(eval_steps: int) -> int:
   Args:
     eval_steps: agent steps that an evaluation has at least.
   """
-  return min(max(eval_steps // 2_000, 1), 4)
+  return min(max(eval_steps // _LONG_EPISODE, 1), 4)
 
 
 def counting(
@@ -347,9 +350,16 @@ class Workers:
     return None if counted is None else summarize(counted, time.perf_counter() - start)
 
 
-def num_workers(flag: int | None) -> int:
-  """Chooses how many workers --num_eval_workers asks for; the default leaves a core to learning."""
-  return max(len(os.sched_getaffinity(0)) - 1, 1) if flag is None else flag
+def num_workers(flag: int | None, eval_steps: int) -> int:
+  """Chooses how many workers --num_eval_workers asks for.
+
+  The default leaves a core to learning, if there is another, and starts no more workers than count
+  if episodes are as long as Freeway's: each is a process with a JAX of its own.
+  """
+  if flag is not None:
+    return flag
+  useful = eval_steps // (_LONG_EPISODE * group_size(eval_steps))
+  return max(min(len(os.sched_getaffinity(0)) - 1, useful), 1)
 
 
 # A run.
@@ -390,7 +400,7 @@ class Evaluator:
     """
     self._config, self._run, self._learner = config, run, learner
     self._dataset_episode_return = dataset_episode_return
-    self._num_workers = num_workers(config.num_eval_workers)
+    self._num_workers = num_workers(config.num_eval_workers, config.eval_steps)
     num_players = group_size(config.eval_steps)
     self._workers = Workers(
       self._num_workers, make_agent, make_environment, num_players, learner.act.__module__
@@ -400,7 +410,7 @@ class Evaluator:
     )
     self._thread = concurrent.futures.ThreadPoolExecutor(max_workers=1)
     self._left = threading.Event()
-    # What is evaluated beside learning: since when, the learner's state, and how far the run was.
+    # What goes on beside learning: the evaluation, the learner's state, and how far the run was.
     self._pending: concurrent.futures.Future[None] | None = None
     self._state: Any = None
     self._progress = parts.Progress()
@@ -440,6 +450,7 @@ class Evaluator:
     self.finish(stop)
     self._state, self._progress = self._learner.get_state(), dataclasses.replace(progress)
     self._pending = self._thread.submit(self._evaluate_beside_learning)
+    stop.watch(self._pending)
     progress.begin_next_iteration()
 
   def _evaluate_beside_learning(self) -> None:

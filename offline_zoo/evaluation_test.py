@@ -7,6 +7,8 @@ import os
 import pathlib
 import signal
 import time
+import types
+from typing import Any
 
 import dm_env
 import jax
@@ -305,8 +307,35 @@ def test_workers_record_the_first_episode_and_tell_what_forbids_it(tmp_path):
       workers.play(param(1), 400, 7, 2, pathlib.Path('/dev/null/1.mp4'))
 
 
+def test_an_evaluation_that_fails_ends_the_learning_beside_it(monkeypatch):
+  def fail(*unused):
+    raise OSError('the disk is full')
+
+  monkeypatch.setattr(evaluation.Workers, 'play', fail)
+  config: Any = types.SimpleNamespace(num_eval_workers=1, eval_steps=1, seed=1, num_seeds=1)
+  run: Any = types.SimpleNamespace(video_path=lambda *_: None)
+  learner: Any = types.SimpleNamespace(
+    act=Gambler().act, get_state=lambda: types.SimpleNamespace(online_params=param(1))
+  )
+  evaluator = evaluation.Evaluator(config, run, learner, Gambler, Dice, 0.0)
+  progress = parts.Progress()
+  with (
+    pytest.raises(OSError, match='the disk is full'),
+    parts.StopSignal() as stop,
+    evaluator,
+  ):
+    evaluator.evaluate(progress, stop)
+    assert progress.iteration == 2
+    for _ in range(100):  # chunks of updates
+      stop.check()
+      time.sleep(0.1)
+    raise AssertionError('it learnt on')
+
+
 def test_the_default_leaves_a_core_to_learning(monkeypatch):
-  for cores, want in ((1, 1), (2, 1), (3, 2), (16, 15)):
+  for cores, want in ((1, 1), (2, 1), (3, 2), (16, 15), (64, 15)):
     monkeypatch.setattr(os, 'sched_getaffinity', lambda _, cores=cores: {*range(cores)})
-    assert evaluation.num_workers(None) == want
-    assert (evaluation.num_workers(0), evaluation.num_workers(20)) == (0, 20)
+    assert evaluation.num_workers(None, 125_000) == want
+    # Of two episodes, played together, or less.
+    assert evaluation.num_workers(None, 4_000) == evaluation.num_workers(None, 10) == 1
+    assert (evaluation.num_workers(0, 10), evaluation.num_workers(20, 10)) == (0, 20)

@@ -1,5 +1,6 @@
 """Acting and learning, as every experiment does them: run loop, updates, signals, progress."""
 
+import concurrent.futures
 import dataclasses
 import itertools
 import math
@@ -229,7 +230,8 @@ def map_examples(loss: Callable) -> Callable:
 class StopSignal:
   """A block that SIGTERM and Ctrl-C end early, but only where it calls `check`.
 
-  A second signal acts as it would have without the block.
+  A second signal acts as it would have without the block. What fails beside the block may end it
+  likewise, see `watch`.
 
   Attributes:
     requested: the name of the signal that has come, or None.
@@ -240,6 +242,7 @@ class StopSignal:
 
   def __enter__(self) -> 'StopSignal':
     self.requested: str | None = None
+    self._watched: concurrent.futures.Future | None = None
     self._handlers = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
     for number in self._handlers:
       signal.signal(number, self._request)
@@ -249,11 +252,17 @@ class StopSignal:
     self._restore_handlers()
     return kind is self._Stopped
 
+  def watch(self, future: concurrent.futures.Future) -> None:
+    """Lets `check` raise what goes wrong in it, and no longer in the one before."""
+    self._watched = future
+
   def check(self) -> None:
-    """Leaves the block if a signal has come."""
+    """Leaves the block if a signal has come, or with an error if there was one beside it."""
     if self.requested:
-      logging.warning('%s: stopping; the same command goes on from here', self.requested)
+      logging.warning('%s: stopping; the same command goes on', self.requested)
       raise self._Stopped
+    if self._watched is not None and self._watched.done():
+      self._watched.result()
 
   def _request(self, number: int, frame: types.FrameType | None) -> None:
     del frame

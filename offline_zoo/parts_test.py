@@ -1,5 +1,6 @@
 """Tests for parts.py: the run loop and learning."""
 
+import concurrent.futures
 import dataclasses
 import os
 import signal
@@ -232,6 +233,23 @@ def test_a_signal_ends_learning_after_its_chunk(number):
   assert stop.requested
   assert progress.num_updates == learner.num_updates == 500
   assert signal.getsignal(number) is before
+
+
+def test_what_fails_beside_learning_ends_it_after_its_chunk():
+  beside: concurrent.futures.Future[None] = concurrent.futures.Future()
+
+  class Beside(Learner):
+    def learn(self, num_updates):
+      metrics = super().learn(num_updates)
+      if self.num_updates == 500:
+        beside.set_exception(OSError('the disk is full'))
+      return metrics
+
+  learner, progress = Beside(), parts.Progress()
+  with pytest.raises(OSError, match='the disk is full'), parts.StopSignal() as stop:
+    stop.watch(beside)
+    parts.learn_iteration(learner, progress, 1000, stop)
+  assert learner.num_updates == 500
 
 
 def test_other_errors_leave_the_block_as_they_are():

@@ -36,7 +36,7 @@ class Episode:
   Attributes:
     num_frames: raw ones after the first.
     episode_return: as the game scores.
-    clipped_return: with each agent step's reward clipped to [-1, 1], as in training.
+    clipped_return: with each agent step's reward clipped to [-1, 1], as in training by default.
     statistics: sums, over the frames that it acted in, of what the agent says of its decisions.
     actions: in how many of these frames it did what.
   """

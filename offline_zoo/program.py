@@ -267,8 +267,8 @@ def use_one_heap() -> None:
   """Lets threads that start from now on share the main one's heap, where malloc is glibc's.
 
   Heaps of their own are given back to the system whenever they are empty, whatever is asked of it
-  (see `parts.learn_loop`). For REM over four networks, whose update then is given 87 MB of empty
-  pages anew, that is a sixth of its processor time.
+  (see `parts._keep_freed_memory`). For REM over four networks, whose update then is given 87 MB of
+  empty pages anew, that is a sixth of its processor time.
   """
   set_malloc_option(-8, 1)  # M_ARENA_MAX
 

@@ -174,8 +174,8 @@ class Logs:
 
     Raises:
       FileNotFoundError: the directory, a shard, or a shard's file is missing.
-      ValueError: bad arguments, a bad file (see `dqn_replay.read_shard`), no row to begin a
-        transition at, no episode to keep, or too little memory for one shard.
+      ValueError: bad arguments, a bad file (see `logs.shard.LogShard.read_small_files`), no row to
+        begin a transition at, no episode to keep, or too little memory for one shard.
     """
     if n_step < 1 or not 0 <= discount <= 1:
       raise ValueError(f'need n_step >= 1 and a discount in [0, 1], got {n_step} and {discount}')

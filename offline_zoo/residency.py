@@ -97,7 +97,9 @@ def plan(
   budget = _default_memory() if memory_gb is None else 1e9 * memory_gb
   total = len(logs.shards)
   if wanted is not None and wanted > total:
-    raise ValueError(f'{wanted} shards were resident in this run, and there are {logs.numbers}')
+    raise ValueError(
+      f'--replay_dir: {wanted} shards were resident in this run, and now there are {logs.numbers}'
+    )
   for number in range(total, 0, -1) if wanted is None else [wanted]:
     found = _plan_of(logs, num_runs, number, with_probabilities)
     needed = found.num_sets * found.num_bytes

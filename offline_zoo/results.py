@@ -28,7 +28,7 @@ from offline_zoo import checkpoints, parts, replay
 
 # Every row begins with these.
 _FIRST_COLUMNS = ('environment_name', 'seed', 'iteration', 'num_updates', 'frame')
-_LOCK, _PARTIAL = '.lock', '.partial'
+_LOCK, _PARTIAL = '.lock', '.results.partial'  # a checkpoint's is another
 # Linux takes 4,096; the rest is for what Orbax makes below it.
 _MAX_PATH_BYTES = 3840
 
@@ -130,8 +130,8 @@ class CsvWriter:
   """Keeps a CSV file equal to a list of rows.
 
   The rows live in the checkpoint and the file follows it: after a kill at any moment it lacks at
-  most the newest row, which the next `write` brings. The first row's keys are the columns; None
-  makes an empty cell.
+  most the newest iteration, which the next `write` brings. The first row's keys are the columns;
+  None makes an empty cell.
   """
 
   def __init__(self, path: str | os.PathLike):

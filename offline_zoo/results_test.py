@@ -200,6 +200,7 @@ def test_results_and_checkpoints_in_one_directory(config, tmp_path):
   with pytest.raises(BlockingIOError):
     results.Results(config, 'dqn')
   del running
+  (tmp_path / 'run' / '.partial').mkdir()  # left by a save that was killed
   assert go_on(config)[2].iteration == 3
 
 

@@ -44,7 +44,7 @@ class Config:
   min_episode_return: float | None = None  # keeps whole episodes that return as much, as logged
   top_fraction: float | None = None  # this part of the rows: the best whole episodes, and ties
   replay_cache_dir: str | None = None  # keeps encoded shards; default: ~/.cache; none: does not
-  replay_memory_gb: float | None = None  # 10^9 bytes; default: free GPU memory, half of a CPU's
+  replay_memory_gb: float | None = None  # 10^9 bytes; default: GPU's free less 2; CPU's free / 2
 
   # Results
 
@@ -73,17 +73,17 @@ class Config:
   discount: float = 0.99  # of one agent step; Tianshou
   max_abs_reward: float | None = 1.0  # bound of each reward, either way; none: raw; as in DQN
   target_network_update_period: int = 500  # gradient updates; Tianshou
-  mode: str = 'exp'  # weights of the logged actions: exp, binary or all (of advantages); Tianshou
+  mode: str = 'exp'  # a logged action's weight: exp or binary, of its advantage; all: 1; Tianshou
   beta: float = 1.0  # temperature of exp; paper
   max_weight: float = 20.0  # bound of exp; paper
   min_q_weight: float = 10.0  # of CQL's loss, 0 for CRR alone; Tianshou, 50 for Breakout
-  sample_actions: bool = False  # acts by sampling from the policy, as Tianshou; not its best action
+  sample_actions: bool = False  # acts by sampling from the policy, as Tianshou, not by its best
   learning_rate: float = 0.0001  # of Adam; Tianshou
   adam_epsilon: float = 0.00000001  # Tianshou, which leaves it to PyTorch
 
   # Machine
 
-  num_eval_workers: int | None = None  # processes; default: cores less one; 0: none, in turns
+  num_eval_workers: int | None = None  # processes; default: up to cores - 1; 0: none, in turns
   jax_platform_name: str | None = None  # cpu or cuda; default: JAX's choice
   compilation_cache_dir: str | None = None  # keeps compiled code; default: ~/.cache; none: does not
   debug: bool = False  # tracebacks for errors

@@ -192,7 +192,7 @@ def load(
   if missing := sorted(set(numbers) - set(there)):
     raise FileNotFoundError(f'{replay_dir}: no shards {missing}; there are {list(there)}')
   if not numbers or len(set(numbers)) < len(numbers):
-    raise ValueError(f'shards must be one or more different ones, got {numbers}')
+    raise ValueError(f'--shards: expected one or more different ones, got {numbers}')
   for log_shard in (there[number] for number in numbers if with_probabilities):
     if not log_shard.has_probabilities():
       raise FileNotFoundError(

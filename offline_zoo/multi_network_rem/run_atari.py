@@ -45,7 +45,7 @@ class Config:
   min_episode_return: float | None = None  # keeps whole episodes that return as much, as logged
   top_fraction: float | None = None  # this part of the rows: the best whole episodes, and ties
   replay_cache_dir: str | None = None  # keeps encoded shards; default: ~/.cache; none: does not
-  replay_memory_gb: float | None = None  # 10^9 bytes; default: free GPU memory, half of a CPU's
+  replay_memory_gb: float | None = None  # 10^9 bytes; default: GPU's free less 2; CPU's free / 2
 
   # Results
 
@@ -82,7 +82,7 @@ class Config:
 
   # Machine
 
-  num_eval_workers: int | None = None  # processes; default: cores less one; 0: none, in turns
+  num_eval_workers: int | None = None  # processes; default: up to cores - 1; 0: none, in turns
   jax_platform_name: str | None = None  # cpu or cuda; default: JAX's choice
   compilation_cache_dir: str | None = None  # keeps compiled code; default: ~/.cache; none: does not
   debug: bool = False  # tracebacks for errors

@@ -45,7 +45,7 @@ class Config:
   min_episode_return: float | None = None  # keeps whole episodes that return as much, as logged
   top_fraction: float | None = None  # this part of the rows: the best whole episodes, and ties
   replay_cache_dir: str | None = None  # keeps encoded shards; default: ~/.cache; none: does not
-  replay_memory_gb: float | None = None  # 10^9 bytes; default: free GPU memory, half of a CPU's
+  replay_memory_gb: float | None = None  # 10^9 bytes; default: GPU's free less 2; CPU's free / 2
 
   # Results
 
@@ -74,7 +74,7 @@ class Config:
   discount: float = 0.99  # of one agent step; paper
   max_abs_reward: float | None = 1.0  # bound of each reward, either way; none: raw rewards; paper
   target_network_update_period: int = 2_000  # gradient updates; paper
-  target_epsilon: float = 0.001  # of the policy of which returns are; n17s/batch_rl's epsilon_eval
+  target_epsilon: float = 0.001  # epsilon of the policy in the ratios; n17s/batch_rl's epsilon_eval
   min_ratio: float = 0.99  # lower bound of a step's importance ratio; n17s/batch_rl's code
   max_ratio: float = 1.01  # upper bound of a step's importance ratio; n17s/batch_rl's code
   first_ratio: bool = True  # first step's ratio is a factor too; n17s/batch_rl's code
@@ -84,7 +84,7 @@ class Config:
 
   # Machine
 
-  num_eval_workers: int | None = None  # processes; default: cores less one; 0: none, in turns
+  num_eval_workers: int | None = None  # processes; default: up to cores - 1; 0: none, in turns
   jax_platform_name: str | None = None  # cpu or cuda; default: JAX's choice
   compilation_cache_dir: str | None = None  # keeps compiled code; default: ~/.cache; none: does not
   debug: bool = False  # tracebacks for errors

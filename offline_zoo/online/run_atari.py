@@ -38,9 +38,9 @@ class Config:
   # Game and agent
 
   environment_name: str = 'pong'  # snake_case name of a game, see atari_data.py
-  agent: str = 'dqn'  # dqn, qrdqn, rem or c51, as its directory has it; or random
+  agent: str = 'dqn'  # dqn, qrdqn, rem or c51, as its directory has it; or random, which learns
+  # nothing, and of what follows on acting has zeta_exponent, warmup_steps and steps_per_update only
   agent_flags: str | None = None  # other values than its run_atari has: '--n_step=5 --discount=0.9'
-  # (random play ignores them)
 
   # Results
 
