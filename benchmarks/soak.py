@@ -337,7 +337,8 @@ def start_again(num_starts: int, scratch: pathlib.Path) -> list[str]:
   for agent in AGENTS:
     starts = len(range(AGENTS.index(agent), num_starts, len(AGENTS)))
     settings, undisturbed = (
-      make_settings(scratch / f'{agent}_{name}', 2 * starts) for name in ('shared', 'undisturbed')
+      make_settings(scratch / f'{agent}_{name}', 2 * starts + 1)
+      for name in ('shared', 'undisturbed')
     )
     with started(_start_onto_saves, agent, settings, starts) as (_, receiving):
       receiving.recv()

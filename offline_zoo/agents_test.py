@@ -53,6 +53,7 @@ every_agent = pytest.mark.parametrize(
 @every_agent
 def test_a_directory_uses_its_own_files_and_no_other_agents(agent):
   """So that a copy of it is an agent of its own, without an edit."""
+  assert not agent.startswith('online_'), 'names of agents that learn online begin so'
   for path in (PACKAGE / agent).glob('*.py'):
     for node in ast.walk(ast.parse(path.read_text())):
       if isinstance(node, ast.ImportFrom) and not node.level:
@@ -334,6 +335,11 @@ class Spies:
 
 
 OPTIMIZER = optax.identity()
+OPTIMIZERS = [
+  name
+  for name, function in inspect.getmembers(optax, inspect.isfunction)
+  if 'learning_rate' in inspect.signature(function).parameters
+]
 
 
 def run_with_spies(module, config, monkeypatch) -> Spies:
@@ -382,7 +388,7 @@ def run_with_spies(module, config, monkeypatch) -> Spies:
     (jax.random, 'PRNGKey', 'PRNGKey', lambda seed: f'key of {seed}'),
     *((networks, x, 'network', lambda *_, **__: 'network') for x in vars(networks)
       if x.endswith('_network')),
-    *((optax, x, 'optimizer', lambda *_, **__: OPTIMIZER) for x in ('adam', 'rmsprop')),
+    *((optax, x, 'optimizer', lambda *_, **__: OPTIMIZER) for x in OPTIMIZERS),
   ):  # fmt: skip
     monkeypatch.setattr(owner, name, spies.of(called, getattr(owner, name), answer))
   spy = spies.of('agent', initialise, lambda **_: learner)

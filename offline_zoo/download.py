@@ -94,13 +94,16 @@ class Config:
   environment_name: str = 'pong'  # snake_case name of a game, see atari_data.py
   run: int = 1  # of the 5 that logged each game
   shards: tuple[int, ...] | None = None  # default: all
-  replay_dir: str | None = None  # where to; default: data/<source>/<Game>/<run>
+  replay_dir: str | None = None  # where to; default: data/<source>/<Game>/<run>, and replay_logs
+  # below it for dqn_replay, as in its bucket
   num_threads: int = 8  # files fetched at a time
   base_url: str = 'https://storage.googleapis.com'  # of the bucket's interface, or of a mirror's
   debug: bool = False  # tracebacks for errors
 
   def __post_init__(self):
     program.check(self, 'source', self.source in SOURCES, ' or '.join(SOURCES))
+    good = self.shards is None or len({*self.shards}) == len(self.shards)
+    program.check(self, 'shards', good, 'each number once')
     program.check(self, 'run', 1 <= self.run <= NUM_RUNS, f'1 to {NUM_RUNS}')
     program.check_positive(self, 'num_threads')
     is_url = re.match(r'https?://', self.base_url) is not None
@@ -469,6 +472,8 @@ def main(config: Config) -> None:
   game = atari_data.game(config.environment_name)
   files = find(config)
   default = pathlib.Path('data', config.source, game.directory, str(config.run))
+  if config.source == 'dqn_replay':
+    default /= 'replay_logs'  # by which reports tell that the logged rewards are clipped
   directory = pathlib.Path(config.replay_dir or default)
   download(config, files, directory)
   shards = f' --shards={",".join(map(str, config.shards))}' if config.shards else ''

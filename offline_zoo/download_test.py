@@ -25,6 +25,7 @@ import pytest
 
 from offline_zoo import download
 from offline_zoo.logs import dqn_replay
+from offline_zoo.studies import runs
 
 COLUMNS = ('observation', 'action', 'reward', 'terminal', 'add_count', 'invalid_range')
 
@@ -280,6 +281,17 @@ def test_a_run_of_rl_unplugged(bucket, tmp_path, monkeypatch):
   assert here(default) == {'run_2-00000-of-00003': b'2' * 9, 'run_2-00002-of-00003': b'2' * 9}
 
 
+def test_where_the_dqn_replay_dataset_goes_tells_that_its_rewards_are_clipped(
+  bucket, config, tmp_path, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  config = dataclasses.replace(config, replay_dir=None)
+  download.main(config)
+  directory = 'data/dqn_replay/Pong/1/replay_logs'
+  assert here(dataclasses.replace(config, replay_dir=directory)) == there(bucket, 0, 1)
+  assert runs._dqn_replay_run({'replay_dir': directory}, 'pong') == 1
+
+
 def test_a_listing_in_pages(bucket, config):
   bucket.page_size = 3
   bucket.faults[''].extend([status(503), silence, login_page])
@@ -505,6 +517,7 @@ def test_a_file_that_is_removed(bucket, one_file):
   [
     ({'source': 'gs'}, '--source=gs: expected dqn_replay or rl_unplugged'),
     ({'run': 0}, '--run=0: expected 1 to 5'),
+    ({'shards': (1, 2, 1)}, r'--shards=\(1, 2, 1\): expected each number once'),
     ({'num_threads': 0}, '--num_threads=0: expected more than 0'),
     ({'base_url': 'file:///etc'}, '--base_url=file:///etc: expected an address that begins with'),
     ({'environment_name': 'Pong'}, "unknown game 'Pong'; did you mean 'pong'"),

@@ -7,6 +7,11 @@ from collections.abc import Sequence
 from offline_zoo.logs import dqn_replay, rl_unplugged, shard
 
 
+def exist(replay_dir: str | os.PathLike) -> bool:
+  """Tells whether there is a directory that `open_shards` takes, or such a run of RL Unplugged."""
+  return os.path.isdir(replay_dir) or bool(rl_unplugged.open_published(replay_dir))
+
+
 def open_shards(replay_dir: str | os.PathLike) -> Sequence[shard.LogShard]:
   """Lists the shards in a replay directory, in ascending order of their numbers.
 

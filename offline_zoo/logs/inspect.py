@@ -12,6 +12,7 @@ highest return. The picture needs matplotlib, which the extra `plots` installs.
 import collections
 import dataclasses
 import math
+import os
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -222,8 +223,8 @@ def _table(summaries: Sequence[Summary]) -> Iterator[str]:
 def _bars(counts: Sequence[tuple[str, int]]) -> Iterator[str]:
   """Draws counts, each with its share."""
   width = max((len(label) for label, _ in counts), default=0)
-  highest = max((count for _, count in counts), default=0)
-  total = sum(count for _, count in counts)
+  highest = max((count for _, count in counts), default=0) or 1
+  total = sum(count for _, count in counts) or 1
   for label, count in counts:
     bar = '#' * round(_BAR_WIDTH * count / highest)
     yield f'  {label:>{width}} {count:>12,} {count / total:>7.1%}  {bar}'.rstrip()
@@ -370,9 +371,11 @@ def main(config: Config) -> None:
   )
   print(describe(summaries, encoded.num_used[0], meanings))
   if config.picture_path is not None:
+    picture_path = pathlib.Path(config.picture_path)
     results.write_atomically(
-      pathlib.Path(config.picture_path),
+      picture_path,
       draw(contact_sheet(encoded, summaries), _histograms(summaries, meanings)),
+      f'.{picture_path.name}-{os.getpid()}.partial',
     )
     print(f'\nPicture: {config.picture_path}')
   if config.video_path is not None:

@@ -72,6 +72,18 @@ def test_all_is_said_in_text(directory, tmp_path, capsys):
   assert text.count('\n* ') == 1
 
 
+def test_logs_without_a_step(tmp_path, capsys):
+  writer = dqn_replay.ShardWriter(tmp_path, 100)
+  writer.start_episode()
+  writer.close()
+  (files,) = dqn_replay.open_shards(tmp_path)
+  assert len(files.read().action)
+  inspect.main(
+    inspect.Config(replay_dir=str(tmp_path), environment_name='pong', replay_cache_dir='none')
+  )
+  assert ' FIRE            0    0.0%\n' in capsys.readouterr().out
+
+
 def test_rl_unplugged_of_the_same_play(tmp_path, capsys):
   writer = dqn_replay.ShardWriter(tmp_path / 'shards', 100)
   for num_steps, last_reward in ((10, 1), (20, -2), (30, 7)):

@@ -194,6 +194,8 @@ def test_one_of_several_runs_is_chosen_by_name(recorded, tmp_path):
   assert shard.path('action') == tmp_path / 'run_3-00000-of-00001'
   with pytest.raises(FileNotFoundError, match='run_2: no such replay directory'):
     logs_package.open_shards(tmp_path / 'run_2')
+  exist = [logs_package.exist(tmp_path / name) for name in ('', 'run_1', 'run_2', 'run_3', 'none')]
+  assert exist == [True, True, False, True, False]
 
 
 def test_files_of_different_sets_are_refused(recorded, tmp_path):

@@ -6,7 +6,8 @@ The agent and its flags are those that the checkpoint holds. Episodes are played
 or of --episodes if these are fewer; each is a function of --seed, its number and the group's size.
 
 Agreement is between the agent, which acts as in evaluation, random actions included, and the logs,
-in states drawn uniformly from the logs' valid rows. A policy that always does the most frequent
+in states drawn uniformly from the logs' valid rows (from those of the first iteration's shards, if
+not all are resident). A policy that always does the most frequent
 action agrees in all of that action's states and in none else.
 """
 
@@ -23,6 +24,7 @@ import numpy as np
 from absl import logging
 
 from offline_zoo import atari_data, parts, playing, program, replay, results, trained_agent
+from offline_zoo import logs as logged
 from offline_zoo.logs import bundled
 from offline_zoo.studies import statistics
 
@@ -187,7 +189,7 @@ def load_logs(config: Config, trained: trained_agent.Trained) -> replay.ReplayDa
       'min_episode_return', 'top_fraction', 'seed',
     )  # fmt: skip
     chosen = {name: getattr(flags, name) for name in names}
-    if not replay_dir.is_dir():
+    if not logged.exist(replay_dir):
       logging.warning('No agreement: there are no logs at %s; see --replay_dir', replay_dir)
       return None
   logs = replay.Logs(

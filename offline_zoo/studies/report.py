@@ -235,6 +235,9 @@ def compare_speed(read: Sequence[Run]) -> list[str]:
     if not math.isnan(minutes):
       cells[key] = f'{minutes:,.1f}'
       facts[key] = _counted([int(run.num_updates[-1]) for run in seeds], 'update')
+      together = max((run.flags or {}).get('num_seeds', 1) for run in seeds)
+      if together > 1:
+        facts[key] += f', {together} seeds at once'
   if not cells:
     return []
   usual, table = _matrix(read, cells, facts)

@@ -185,6 +185,8 @@ def test_the_speed_of_a_study_by_hand(study):
     dataclasses.replace(run, rows=tuple({**row, 'seconds': ''} for row in run.rows)) for run in read
   ]
   assert report.compare_speed(unknown) == []
+  together = [dataclasses.replace(run, flags={'num_seeds': 2}) for run in read]
+  assert 'for 2,000 updates, 2 seeds at once, where' in report.compare_speed(together)[0]
 
 
 def test_scores_of_a_study_are_of_its_episodes_where_all_have_them(study):

@@ -4,7 +4,9 @@ Beside it may be `evaluation.csv` as well: the episodes of a last evaluation, a 
 
 Such an archive holds a CSV an agent, named after it, with all its runs one below the other, and
 likewise their last episodes, if any, in `evaluation/`. Runs of one game may have learnt from
-several logs. Where these have names of their own, the first column, `data`, tells them.
+several logs. Where these have names of their own, the first column, `data`, tells them. A last
+column, `dqn_replay_run`, tells which of a game's runs in the DQN Replay Dataset was learnt from, if
+one was.
 """
 
 import csv
@@ -49,6 +51,8 @@ class Run:
     source: the file that they are from.
     flags: those of `config.json`; None for runs from an archive.
     episodes: likewise the cells of `evaluation.csv`, if it is of what was learnt last.
+    dqn_replay_run: which of a game's runs in the DQN Replay Dataset was learnt from; None if none
+      or unknown.
   """
 
   agent: str
@@ -59,6 +63,7 @@ class Run:
   source: str
   flags: dict[str, Any] | None
   episodes: tuple[dict[str, str], ...] = ()
+  dqn_replay_run: int | None = None
 
   def __str__(self) -> str:
     return f'{self.agent} on {self.data}, seed {self.seed}'
@@ -72,18 +77,6 @@ class Run:
   def num_updates(self) -> np.ndarray:
     """Gradient updates before each evaluation [num_rows], ascending."""
     return np.array([int(row['num_updates']) for row in self.rows])
-
-  @property
-  def dqn_replay_run(self) -> int | None:
-    """Which of a game's runs in the DQN Replay Dataset was learnt from; None if none or unknown.
-
-    A copy of one is told by its path, which ends as in the dataset's bucket: `Pong/1/replay_logs`.
-    """
-    replay_dir = str((self.flags or {}).get('replay_dir'))
-    *_, directory, number, logs = ('', '', '', *pathlib.PurePath(replay_dir).parts)
-    game = atari_data.game(self.environment_name)
-    known = (directory, logs) == (game.directory, 'replay_logs') and number.isdecimal()
-    return int(number) if known else None
 
   @property
   def learns_online(self) -> bool:
@@ -123,13 +116,18 @@ def read(paths: Iterable[pathlib.Path], data_names: Collection[str] = ()) -> lis
     tables = [[{k: v for k, v in row.items() if v} for row in r.rows] for r in (run, other)]
     if any(a != b for a, b in zip(*tables, strict=False)):
       raise ValueError(f'{run.source}: another run of {run} than in {other.source}')
-    runs[run.identity] = max(other, run, key=_completeness)
+    most = max(other, run, key=_completeness)
+    flags, number = most.flags, most.dqn_replay_run
+    for record in (other, run):  # an archive has no flags
+      flags = record.flags if flags is None else flags
+      number = record.dqn_replay_run if number is None else number
+    runs[run.identity] = dataclasses.replace(most, flags=flags, dqn_replay_run=number)
   return sorted(runs.values(), key=lambda run: run.identity)
 
 
-def _completeness(run: Run) -> tuple[int, int, bool]:
+def _completeness(run: Run) -> tuple[int, int]:
   """Tells which of two records of the same run holds more."""
-  return len(run.rows), len(run.episodes), run.flags is not None
+  return len(run.rows), len(run.episodes)
 
 
 def _read_file(path: pathlib.Path, data_names: Collection[str]) -> list[Run]:
@@ -196,20 +194,31 @@ def _runs(
   """Splits a CSV into its runs; `data` is the name of their logs if no column tells it."""
   if not re.fullmatch(r'[\w-]+', agent):  # which names a file in an archive
     raise ValueError(f'{source}: {agent!r} cannot be the name of an agent')
-  runs: dict[tuple[str, str, int], list[dict[str, str]]] = {}
+  runs: dict[tuple[str, str, int, int | None], list[dict[str, str]]] = {}
   for row in _rows(content, source, 'a results CSV', _COLUMNS):
     name, game = _pop_data(row, data), row['environment_name']
-    runs.setdefault((name, game, int(row['seed'])), []).append(row)
+    packed = row.pop('dqn_replay_run', '')
+    number = int(packed) if packed else _dqn_replay_run(flags, game)
+    runs.setdefault((name, game, int(row['seed']), number), []).append(row)
   if not runs:
     raise ValueError(f'{source}: no rows')
   found = [
-    Run(agent, *identity, rows=tuple(rows), source=source, flags=flags)
-    for identity, rows in runs.items()
+    Run(agent, name, game, seed, tuple(rows), source, flags, dqn_replay_run=number)
+    for (name, game, seed, number), rows in runs.items()
   ]
   for run in found:
     if (np.diff(run.num_updates) <= 0).any():
       raise ValueError(f'{source}: num_updates does not ascend in {run}')
   return found
+
+
+def _dqn_replay_run(flags: dict[str, Any] | None, environment_name: str) -> int | None:
+  """Tells a copy of one of the dataset's runs by its path's end: as its bucket's, or download's."""
+  replay_dir = str((flags or {}).get('replay_dir'))
+  *_, directory, number, logs = ('', '', '', *pathlib.PurePath(replay_dir).parts)
+  game = atari_data.game(environment_name)
+  known = (directory, logs) == (game.directory, 'replay_logs') and number.isdecimal()
+  return int(number) if known else None
 
 
 def _with_episodes(runs: Sequence[Run], content: bytes, source: str, data: str | None) -> list[Run]:
@@ -260,7 +269,7 @@ def _check(row: dict[str, str], line: int) -> None:
   atari_data.game(row['environment_name'])
   if not re.fullmatch(r'(\w[\w.-]*)?', row.get('data', '')):  # which pictures and tables show
     raise ValueError(f'line {line}: {row["data"]!r} cannot be the name of data')
-  for name in _INTEGERS:
+  for name in (*_INTEGERS, *(['dqn_replay_run'] if row.get('dqn_replay_run') else [])):
     if not row[name].isdecimal():
       raise ValueError(f'line {line}: {name} is {row[name]!r}, expected an integer')
   for name in _NUMBERS:
@@ -376,7 +385,7 @@ def pack(runs: Sequence[Run]) -> bytes:
       of_agent = [*group]
       named = any(run.data != run.environment_name for run in of_agent)
       for name, tables in (
-        (f'{agent}.csv', [run.rows for run in of_agent]),
+        (f'{agent}.csv', [_packed_rows(run) for run in of_agent]),
         (f'{_EPISODES_DIRECTORY}/{agent}.csv', [run.episodes for run in of_agent]),
       ):
         rows = [
@@ -390,6 +399,11 @@ def pack(runs: Sequence[Run]) -> bytes:
           member.size = len(data)
           archive.addfile(member, io.BytesIO(data))
   return content.getvalue()
+
+
+def _packed_rows(run: Run) -> list[dict[str, str]]:
+  number = run.dqn_replay_run
+  return [row if number is None else {**row, 'dqn_replay_run': str(number)} for row in run.rows]
 
 
 def _to_csv(rows: Sequence[dict[str, str]]) -> bytes:

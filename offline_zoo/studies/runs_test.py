@@ -238,7 +238,7 @@ def test_means_are_taken_where_all_were_evaluated(write_csv):
   assert runs.at(read, shared, 'eval_episode_return').tolist() == [[2, 4], [5, 7]]
 
 
-def test_references(write_csv):
+def test_references(write_csv, tmp_path):
   one = write_csv('1/results.csv', [1.0], 'cql', seed=1, logged=7.4000001)
   two = write_csv('2/results.csv', [1.0], 'cql', seed=2, logged=7.3999999)
   assert runs.references(runs.read([one, two])) == [
@@ -248,6 +248,15 @@ def test_references(write_csv):
   (run,) = runs.read([write_csv('3/results.csv', [1.0], 'cql', replay_dir=public)])
   assert run.dqn_replay_run == 3
   assert runs.references([run])[0] == ('logged mean, clipped', 7.5)
+  # An archive keeps that, and a CSV its flags, whichever is read first.
+  archive = tmp_path / 'results.tar.gz'
+  archive.write_bytes(runs.pack([run]))
+  (unpacked,) = runs.read([archive])
+  assert unpacked.dqn_replay_run == 3 and unpacked.rows == run.rows and unpacked.flags is None
+  assert runs.pack([unpacked]) == archive.read_bytes()
+  for paths in ([archive, tmp_path / '3/results.csv'], [tmp_path / '3/results.csv', archive]):
+    (both,) = runs.read(paths)
+    assert both.flags == {'replay_dir': public} and both.dqn_replay_run == 3
   for other in (None, '/data/Pong/3/replay_logs', 'replay_logs', '/data/Freeway/x/replay_logs'):
     (run,) = runs.read([write_csv('3/results.csv', [1.0], 'cql', replay_dir=other)])
     assert run.dqn_replay_run is None

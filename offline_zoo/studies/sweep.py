@@ -64,7 +64,7 @@ from typing import Any, BinaryIO, Protocol
 
 from absl import logging
 
-from offline_zoo import parts, program, results
+from offline_zoo import logs, parts, program, results
 from offline_zoo.logs import bundled
 from offline_zoo.studies import plan
 
@@ -228,7 +228,7 @@ class Here:
       unlocked.enter_context(file)
       if plan.next_step(run) != step:  # another sweep has just done it
         return None
-      if step.words == run.words:  # of what was learnt before, and will not be there any more
+      if not (run.directory / 'results.csv').exists():  # of what was learnt before
         (run.directory / 'evaluation.csv').unlink(missing_ok=True)
       process = _Process(run, step, file, self._free[0], self._niceness, self._env)
       unlocked.pop_all()
@@ -534,7 +534,7 @@ def main(config: Config) -> None:
   every_run = plan.read(path)
   for run in every_run:
     replay_dir = run.config.replay_dir
-    is_missing = replay_dir not in bundled.NAMES and not os.path.isdir(replay_dir)
+    is_missing = replay_dir not in bundled.NAMES and not logs.exist(replay_dir)
     if run.make is None and is_missing:
       raise ValueError(f'{path}: data {run.data!r}: there are no logs at {replay_dir}, and no make')
     try:
@@ -542,7 +542,9 @@ def main(config: Config) -> None:
     except ValueError as error:
       raise ValueError(f'{path}: data {run.data!r}: {error}') from error
   if config.slurm_path is not None and not config.dry_run:
-    results.write_atomically(pathlib.Path(config.slurm_path), slurm_script(path, every_run))
+    script = pathlib.Path(config.slurm_path)
+    text = slurm_script(path, every_run)
+    results.write_atomically(script, text, f'.{script.name}-{os.getpid()}.partial')
     logging.info('Script: %s', config.slurm_path)
     return
   runs = every_run

@@ -142,8 +142,9 @@ def write_stand_ins(place: pathlib.Path, programs: dict[str, str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     body = body.format(columns=evaluate.EPISODE_COLUMNS)
     path.write_text(STAND_IN.format(real=str(PACKAGE / name), body=body))
-    real = str((PACKAGE / name).parent)
-    path.with_name('__init__.py').write_text(f'__path__.append({real!r})')
+    real = (PACKAGE / name).with_name('__init__.py')
+    init = f'__path__.append({str(real.parent)!r})\n{real.read_text()}'
+    path.with_name('__init__.py').write_text(init)
   init = f'__path__.append({str(PACKAGE)!r})\n__version__ = ""\n'
   (place / 'offline_zoo' / '__init__.py').write_text(init)
 
@@ -440,6 +441,9 @@ def test_logs_are_made_once_and_what_was_learnt_is_evaluated_once(place):
   for name in ('results.csv', 'config.json', 'checkpoint'):
     (found[1].directory / name).unlink()
   assert run_all(found) == [f'{found[1]} is finished']
+  assert (found[1].directory / 'evaluations').read_text() == '..'
+  # To one with other flags the run itself says what it makes of that; nothing is removed before.
+  run_all(described(place, text.replace("iterations=2'", "iterations=2', '--batch_size=7'"))[:2])
   assert (found[1].directory / 'evaluations').read_text() == '..'
 
 
