@@ -37,21 +37,21 @@ _MAX_PATH_BYTES = 3840
 
 
 def write_atomically(
-  path: pathlib.Path, content: str | bytes, partial_name: str = _PARTIAL
+  path: pathlib.Path, content: str | bytes, partial_name: str | None = None
 ) -> None:
   """Writes a file so that whoever looks, whenever, sees the old one or the new one, whole.
 
   Args:
     path: of the file; its directory is made if need be.
     content: text becomes UTF-8.
-    partial_name: of the file until it is whole; who does not hold the directory's lock must give
-      one of its own.
+    partial_name: of the file until it is whole; who holds the directory's lock gives one, so that
+      what a kill leaves is written over. None: one of this process alone.
 
   Raises:
     OSError: it could not be written.
   """
   path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_name(partial_name)
+  partial = path.with_name(partial_name or f'.{path.name}-{os.getpid()}.partial')
   try:
     partial.unlink(missing_ok=True)
     with open(partial, 'xb') as file:
@@ -152,7 +152,7 @@ class CsvWriter:
     writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator='\n')
     writer.writeheader()
     writer.writerows(rows)
-    write_atomically(self.path, text.getvalue())
+    write_atomically(self.path, text.getvalue(), _PARTIAL)
 
   def holds(self, config: parts.Config) -> bool:
     """Whether what is there, if anything, is such a file, of this game and these seeds."""
@@ -510,7 +510,7 @@ class Results:
     if not sessions or {name: sessions[-1].get(name) for name in session} != session:
       sessions.append({'from_iteration': iteration, **session})
     text = json.dumps({**self._identity, 'sessions': sessions}, indent=2)
-    write_atomically(self._config_path, text + '\n')
+    write_atomically(self._config_path, text + '\n', _PARTIAL)
 
   def save(self, state: Any, progress: parts.Progress) -> None:
     """Saves a checkpoint, then brings the CSV up to it.

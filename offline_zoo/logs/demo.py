@@ -224,7 +224,7 @@ def record(config: Config, path: pathlib.Path) -> recorded.Recording:
     while recording.num_steps < config.num_transitions:
       recording.add(next(episodes)[0])
       bar.update(recording.num_steps - bar.n)
-  results.write_atomically(path, recording.content(), f'.{path.name}.partial-{os.getpid()}')
+  results.write_atomically(path, recording.content())
   logging.info(
     'Recorded %d transitions of %s, %d episodes, in %s: %.3f bytes each',
     recording.num_steps, config.environment_name, recording.num_episodes, path,

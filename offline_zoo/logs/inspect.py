@@ -12,7 +12,6 @@ highest return. The picture needs matplotlib, which the extra `plots` installs.
 import collections
 import dataclasses
 import math
-import os
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -371,11 +370,9 @@ def main(config: Config) -> None:
   )
   print(describe(summaries, encoded.num_used[0], meanings))
   if config.picture_path is not None:
-    picture_path = pathlib.Path(config.picture_path)
     results.write_atomically(
-      picture_path,
+      pathlib.Path(config.picture_path),
       draw(contact_sheet(encoded, summaries), _histograms(summaries, meanings)),
-      f'.{picture_path.name}-{os.getpid()}.partial',
     )
     print(f'\nPicture: {config.picture_path}')
   if config.video_path is not None:

@@ -7,15 +7,14 @@ or of --episodes if these are fewer; each is a function of --seed, its number an
 
 Agreement is between the agent, which acts as in evaluation, random actions included, and the logs,
 in states drawn uniformly from the logs' valid rows (from those of the first iteration's shards, if
-not all are resident). A policy that always does the most frequent
-action agrees in all of that action's states and in none else.
+not all are resident). A policy that always does the most frequent action agrees in all of that
+action's states and in none else.
 """
 
 import collections
 import csv
 import dataclasses
 import io
-import os
 import pathlib
 from collections.abc import Callable, Sequence
 
@@ -222,7 +221,7 @@ def main(config: Config) -> None:
     csv_path = pathlib.Path(config.csv_path)
     text = returns_csv(trained, returns, config.seed)
     # A run may be writing in the same directory.
-    results.write_atomically(csv_path, text, f'.{csv_path.name}-{os.getpid()}.partial')
+    results.write_atomically(csv_path, text)
   low, high = statistics.mean_interval(returns)
   interval = f' [{low:.1f}, {high:.1f}]' if len(returns) > 1 else ''
   game = trained.config.environment_name

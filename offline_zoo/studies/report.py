@@ -22,7 +22,6 @@ import collections
 import dataclasses
 import itertools
 import math
-import os
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -419,11 +418,6 @@ def paths_of_sweep(path: pathlib.Path) -> tuple[list[pathlib.Path], set[str]]:
   return [run.directory / 'results.csv' for run in found], {run.data for run in every_run}
 
 
-def _write(path: pathlib.Path, content: bytes) -> None:
-  # A run may be writing in the same directory.
-  results.write_atomically(path, content, f'.report-{os.getpid()}.partial')
-
-
 def main(config: Config) -> None:
   paths = [pathlib.Path(path) for path in config.csv_paths]
   names: set[str] = set()
@@ -433,7 +427,7 @@ def main(config: Config) -> None:
   read = runs.read(paths, names)
   if config.report_dir is not None:
     for name, content in make_report(read, config.published, config.dark).items():
-      _write(pathlib.Path(config.report_dir, name), content)
+      results.write_atomically(pathlib.Path(config.report_dir, name), content)
     logging.info('Report: %s', pathlib.Path(config.report_dir, 'report.md'))
     return
   print('\n\n'.join(text_curve(seeds) for seeds in by_data_and_agent(read).values()), flush=True)
@@ -445,7 +439,7 @@ def main(config: Config) -> None:
       plots = import_plots()
       with plots.theme(config.dark):
         picture = plots.save(plots.learning_curves(of_path, beside), 'png')
-      _write(path.with_suffix('.png'), picture)
+      results.write_atomically(path.with_suffix('.png'), picture)
       logging.info('Picture: %s', path.with_suffix('.png'))
 
 

@@ -117,17 +117,18 @@ def read(paths: Iterable[pathlib.Path], data_names: Collection[str] = ()) -> lis
     if any(a != b for a, b in zip(*tables, strict=False)):
       raise ValueError(f'{run.source}: another run of {run} than in {other.source}')
     most = max(other, run, key=_completeness)
-    flags, number = most.flags, most.dqn_replay_run
-    for record in (other, run):  # an archive has no flags
-      flags = record.flags if flags is None else flags
-      number = record.dqn_replay_run if number is None else number
-    runs[run.identity] = dataclasses.replace(most, flags=flags, dqn_replay_run=number)
+    least = other if most is run else run
+    runs[run.identity] = dataclasses.replace(
+      most,
+      flags=least.flags if most.flags is None else most.flags,  # an archive has none
+      dqn_replay_run=most.dqn_replay_run or least.dqn_replay_run,  # from 1 on
+    )
   return sorted(runs.values(), key=lambda run: run.identity)
 
 
-def _completeness(run: Run) -> tuple[int, int]:
+def _completeness(run: Run) -> tuple[int, int, bool]:
   """Tells which of two records of the same run holds more."""
-  return len(run.rows), len(run.episodes)
+  return len(run.rows), len(run.episodes), run.flags is not None
 
 
 def _read_file(path: pathlib.Path, data_names: Collection[str]) -> list[Run]:

@@ -257,6 +257,7 @@ def test_references(write_csv, tmp_path):
   for paths in ([archive, tmp_path / '3/results.csv'], [tmp_path / '3/results.csv', archive]):
     (both,) = runs.read(paths)
     assert both.flags == {'replay_dir': public} and both.dqn_replay_run == 3
+    assert both.source == str(tmp_path / '3/results.csv')
   for other in (None, '/data/Pong/3/replay_logs', 'replay_logs', '/data/Freeway/x/replay_logs'):
     (run,) = runs.read([write_csv('3/results.csv', [1.0], 'cql', replay_dir=other)])
     assert run.dqn_replay_run is None

@@ -542,9 +542,7 @@ def main(config: Config) -> None:
     except ValueError as error:
       raise ValueError(f'{path}: data {run.data!r}: {error}') from error
   if config.slurm_path is not None and not config.dry_run:
-    script = pathlib.Path(config.slurm_path)
-    text = slurm_script(path, every_run)
-    results.write_atomically(script, text, f'.{script.name}-{os.getpid()}.partial')
+    results.write_atomically(pathlib.Path(config.slurm_path), slurm_script(path, every_run))
     logging.info('Script: %s', config.slurm_path)
     return
   runs = every_run
