@@ -218,10 +218,8 @@ def main(config: Config) -> None:
   played = play(trained, config.episodes, config.seed, video_path)
   returns = returns_of(played)
   if config.csv_path is not None:
-    csv_path = pathlib.Path(config.csv_path)
     text = returns_csv(trained, returns, config.seed)
-    # A run may be writing in the same directory.
-    results.write_atomically(csv_path, text)
+    results.write_atomically(pathlib.Path(config.csv_path), text)
   low, high = statistics.mean_interval(returns)
   interval = f' [{low:.1f}, {high:.1f}]' if len(returns) > 1 else ''
   game = trained.config.environment_name
