@@ -208,7 +208,7 @@ EDITS: dict[str, list[tuple[str, str, str]]] = {
      'parts_test.py::test_learn_loop_donates_and_averages'),
     ('history.append(jax.device_get(metrics))', 'history[:] = [jax.device_get(metrics)]',
      'parts_test.py::test_learn_loop_donates_and_averages'),
-    ('chunk = min(MAX_UPDATES', 'chunk = max(MAX_UPDATES',
+    ('chunk = min(max_updates', 'chunk = max(max_updates',
      'parts_test.py::test_learn_iteration_averages_over_all_its_updates'),
   ],
   'playing.py': [

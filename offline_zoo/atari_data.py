@@ -49,11 +49,6 @@ class Game:
   in_dqn_replay: bool = True
 
   @property
-  def rom(self) -> str:
-    """Names the ROM by which `ale_py.roms.get_rom_path` finds the game, such as `ms_pacman`."""
-    return self.name
-
-  @property
   def rom_md5(self) -> str:
     """Gives the MD5, in hexadecimal digits, of the game's ROM in ale-py 0.12.1."""
     return _ROM_MD5[self.name][0]
@@ -67,11 +62,6 @@ class Game:
   def directory(self) -> str:
     """Names the game's directory in the buckets of both public datasets, such as `MsPacman`."""
     return ''.join(word.capitalize() for word in self.name.split('_'))
-
-  @property
-  def gym_id(self) -> str:
-    """Names what `ale_py` registers with Gymnasium for the game, such as `ALE/MsPacman-v5`."""
-    return f'ALE/{self.directory}-v5'
 
 
 #                          random     human

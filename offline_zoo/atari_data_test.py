@@ -50,11 +50,11 @@ def test_directories_are_those_of_the_dataset() -> None:
 
 @pytest.mark.parametrize('name', _ALL_NAMES)
 def test_ale_has_the_rom_and_the_environment(name: str) -> None:
-  path = ale_py.roms.get_rom_path(atari_data.game(name).rom)
+  path = ale_py.roms.get_rom_path(name)
   assert path is not None and path.is_file()
   assert hashlib.md5(path.read_bytes()).hexdigest() == atari_data.game(name).rom_md5
-  spec = gymnasium.spec(atari_data.game(name).gym_id)
-  assert spec.kwargs['game'] == atari_data.game(name).rom
+  spec = gymnasium.spec(f'ALE/{atari_data.game(name).directory}-v5')
+  assert spec.kwargs['game'] == name
 
 
 def test_roms_that_the_data_was_logged_with() -> None:
@@ -182,7 +182,8 @@ def test_a_name_like_no_other_is_refused_without_a_guess(given: str) -> None:
 
 def test_every_spelling_of_every_game_is_recognized() -> None:
   for g in atari_data.GAMES:
-    for spelling in (g.directory, g.gym_id, f'{g.directory}NoFrameskip-v4', g.name.upper()):
+    of_gym = (f'ALE/{g.directory}-v5', f'{g.directory}NoFrameskip-v4')
+    for spelling in (g.directory, *of_gym, g.name.upper()):
       with pytest.raises(ValueError, match=f"did you mean '{g.name}'\\?$"):
         atari_data.game(spelling)
 

@@ -38,8 +38,8 @@ def rom_path(environment_name: str, rom_dir: str | os.PathLike | None = None) ->
   """
   game = atari_data.game(environment_name)
   if rom_dir is None:
-    return pathlib.Path(ale_py.roms.__file__).with_name(f'{game.rom}.bin')
-  path = pathlib.Path(rom_dir) / f'{game.rom}.bin'
+    return pathlib.Path(ale_py.roms.__file__).with_name(f'{game.name}.bin')
+  path = pathlib.Path(rom_dir) / f'{game.name}.bin'
   if not path.is_file():
     raise FileNotFoundError(
       f'--rom_dir={rom_dir}: no {path.name} there; python -m offline_zoo.roms fetch makes such a '

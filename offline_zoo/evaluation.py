@@ -18,7 +18,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol
 
@@ -418,7 +418,10 @@ class Evaluator:
   def __enter__(self) -> 'Evaluator':
     return self
 
-  def __exit__(self, *unused) -> None:
+  def __exit__(self, kind: type | None, *unused) -> None:
+    # The same command makes updates that go wrong again; those before shall have their row by then.
+    if kind is FloatingPointError and self._pending is not None:
+      concurrent.futures.wait([self._pending])
     self._left.set()
     self._thread.shutdown()
     self._workers.close()
@@ -438,12 +441,13 @@ class Evaluator:
     """
     if self._players is not None:
       state, evaluations = self._learner.get_state(), {}
-      for seed, seeds_state in parts.by_seed(self._config, state).items():
-        self._players.set_params(seeds_state.online_params)
-        evaluations[seed] = evaluate(
-          self._players.play, self._config.eval_steps, seed, progress.iteration, stop,
-          self._run.video_path(seed, progress.iteration),
-        )  # fmt: skip
+      with self._saving_if_it_fails(state, progress):
+        for seed, seeds_state in parts.by_seed(self._config, state).items():
+          self._players.set_params(seeds_state.online_params)
+          evaluations[seed] = evaluate(
+            self._players.play, self._config.eval_steps, seed, progress.iteration, stop,
+            self._run.video_path(seed, progress.iteration),
+          )  # fmt: skip
       progress.finish_iteration(self._config, evaluations, self._dataset_episode_return)
       self._run.save(state, progress)
       return
@@ -455,17 +459,27 @@ class Evaluator:
 
   def _evaluate_beside_learning(self) -> None:
     iteration, evaluations = self._progress.iteration, {}
-    for seed, state in parts.by_seed(self._config, self._state).items():
-      evaluation = self._workers.play(
-        state.online_params, self._config.eval_steps, seed, iteration,
-        self._run.video_path(seed, iteration), self._left.is_set,
-      )  # fmt: skip
-      if evaluation is None:
-        return
-      evaluations[seed] = evaluation
+    with self._saving_if_it_fails(self._state, self._progress):
+      for seed, state in parts.by_seed(self._config, self._state).items():
+        evaluation = self._workers.play(
+          state.online_params, self._config.eval_steps, seed, iteration,
+          self._run.video_path(seed, iteration), self._left.is_set,
+        )  # fmt: skip
+        if evaluation is None:
+          return
+        evaluations[seed] = evaluation
     with tqdm.external_write_mode(sys.stderr):  # so that what is logged does not tear the bar
       self._progress.finish_iteration(self._config, evaluations, self._dataset_episode_return)
     self._run.save(self._state, self._progress)
+
+  @contextlib.contextmanager
+  def _saving_if_it_fails(self, state: Any, progress: parts.Progress) -> Iterator[None]:
+    """Keeps the updates of an iteration whose evaluation fails: the same command evaluates them."""
+    try:
+      yield
+    except OSError:
+      self._run.save(state, progress)
+      raise
 
   def finish(self, stop: parts.StopSignal) -> None:
     """Waits until nothing is evaluated any more; raises what `evaluate` does."""

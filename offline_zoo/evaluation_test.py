@@ -307,18 +307,33 @@ def test_workers_record_the_first_episode_and_tell_what_forbids_it(tmp_path):
       workers.play(param(1), 400, 7, 2, pathlib.Path('/dev/null/1.mp4'))
 
 
-def test_an_evaluation_that_fails_ends_the_learning_beside_it(monkeypatch):
+def make_evaluator(num_eval_workers: int):
+  """Of a run after its first updates; gives what is saved as well: (updates, rows) each time."""
+  config: Any = types.SimpleNamespace(
+    num_eval_workers=num_eval_workers, eval_steps=1, seed=1, num_seeds=1, num_iterations=2,
+    environment_name='pong',
+  )  # fmt: skip
+  saved: list[tuple[int, int]] = []
+  run: Any = types.SimpleNamespace(
+    video_path=lambda *_: None,
+    save=lambda state, progress: saved.append((progress.num_updates, len(progress.rows))),
+  )
+  learner: Any = Gambler()
+  learner.get_state = lambda: types.SimpleNamespace(online_params=param(1))
+  evaluator = evaluation.Evaluator(config, run, learner, Gambler, Dice, 0.0)
+  return evaluator, parts.Progress(num_updates=50, seconds=1.0), saved
+
+
+@pytest.mark.parametrize('num_eval_workers', [0, 1])
+def test_an_evaluation_that_fails_ends_the_run_and_what_was_learnt_is_kept(
+  monkeypatch, num_eval_workers
+):
   def fail(*unused):
     raise OSError('the disk is full')
 
   monkeypatch.setattr(evaluation.Workers, 'play', fail)
-  config: Any = types.SimpleNamespace(num_eval_workers=1, eval_steps=1, seed=1, num_seeds=1)
-  run: Any = types.SimpleNamespace(video_path=lambda *_: None)
-  learner: Any = types.SimpleNamespace(
-    act=Gambler().act, get_state=lambda: types.SimpleNamespace(online_params=param(1))
-  )
-  evaluator = evaluation.Evaluator(config, run, learner, Gambler, Dice, 0.0)
-  progress = parts.Progress()
+  monkeypatch.setattr(evaluation, 'evaluate', fail)
+  evaluator, progress, saved = make_evaluator(num_eval_workers)
   with (
     pytest.raises(OSError, match='the disk is full'),
     parts.StopSignal() as stop,
@@ -330,6 +345,22 @@ def test_an_evaluation_that_fails_ends_the_learning_beside_it(monkeypatch):
       stop.check()
       time.sleep(0.1)
     raise AssertionError('it learnt on')
+  assert saved == [(50, 0)]
+
+
+def test_updates_that_go_wrong_do_not_cost_the_row_of_those_before(monkeypatch):
+  results = {'eval_episode_return': 1.0, 'eval_seconds': 1.0, 'eval_num_episodes': 1}
+
+  def play(self, params, eval_steps, seed, iteration, video_path, cancelled):
+    time.sleep(0.5)
+    return None if cancelled() else results | {'eval_frame_rate': 1.0}
+
+  monkeypatch.setattr(evaluation.Workers, 'play', play)
+  evaluator, progress, saved = make_evaluator(1)
+  with pytest.raises(FloatingPointError), parts.StopSignal() as stop, evaluator:
+    evaluator.evaluate(progress, stop)
+    raise FloatingPointError
+  assert saved == [(0, 1)]
 
 
 def test_the_default_leaves_a_core_to_learning(monkeypatch):

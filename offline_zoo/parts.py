@@ -21,9 +21,6 @@ from offline_zoo import atari_data, program
 MAX_FRAMES_PER_EPISODE = 108_000
 # What an online agent plays for an update: four agent steps of four frames.
 FRAMES_PER_UPDATE = 4 * atari_data.NUM_ACTION_REPEATS
-# A learning run heeds signals and looks at its metrics between chunks: seconds on a CPU, a tenth of
-# one on a GPU.
-MAX_UPDATES_PER_CHUNK = 250
 # On a CPU, XLA's own convolutions are faster than YNNPACK's, which it prefers (jax 0.10.2): they
 # save a twentieth of a DQN update's time with SAME padding, a fifth with VALID. Products of
 # matrices stay YNNPACK's.
@@ -372,6 +369,14 @@ class Progress:
     self.num_updates, self.metric_sums, self.seconds = 0, {}, 0.0
 
 
+def max_updates_per_chunk() -> int:
+  """After how many updates a run heeds signals and looks at its metrics.
+
+  That takes a tenth of a second on a GPU, where they are one scan, and a second or a few on a CPU.
+  """
+  return 25 if jax.default_backend() == 'cpu' else 250
+
+
 def learn_iteration(
   agent: Trainable, progress: Progress, num_updates: int, stop: StopSignal
 ) -> None:
@@ -387,7 +392,7 @@ def learn_iteration(
       stop.check()
       start = time.perf_counter()
       # Equal but for the last one: `learn` compiles once for each size.
-      chunk = min(MAX_UPDATES_PER_CHUNK, num_updates - progress.num_updates)
+      chunk = min(max_updates_per_chunk(), num_updates - progress.num_updates)
       metrics = agent.learn(chunk)
       progress.add(metrics, chunk, time.perf_counter() - start)
       bar.update(chunk)

@@ -10,7 +10,7 @@ import cv2
 import dm_env
 import numpy as np
 
-from offline_zoo import atari_data
+from offline_zoo.atari_data import FRAME_SHAPE, NUM_ACTION_REPEATS, STACK_SIZE
 
 # Frames are tiny: handing them to OpenCV's thread pool costs more than resizing them.
 cv2.setNumThreads(0)
@@ -18,7 +18,7 @@ cv2.setNumThreads(0)
 
 def resize(frame: np.ndarray) -> np.ndarray:
   """Area-averages a grayscale frame to [84, 84] uint8, as the logged frames were made."""
-  return cv2.resize(frame, atari_data.FRAME_SHAPE[::-1], interpolation=cv2.INTER_AREA)
+  return cv2.resize(frame, FRAME_SHAPE[::-1], interpolation=cv2.INTER_AREA)
 
 
 class AtariProcessor:
@@ -35,23 +35,12 @@ class AtariProcessor:
   fourth frame of the previous repeat. Episodes cut by the run loop's frame limit end likewise.
   """
 
-  def __init__(
-    self,
-    *,
-    num_action_repeats: int = atari_data.NUM_ACTION_REPEATS,
-    num_stacked_frames: int = atari_data.STACK_SIZE,
-  ):
-    if num_action_repeats < 2:
-      raise ValueError(
-        f'num_action_repeats must be at least 2 to pool two frames, got {num_action_repeats}'
-      )
-    self._num_action_repeats = num_action_repeats
-    self._num_stacked_frames = num_stacked_frames
+  def __init__(self):
     self.reset()
 
   def reset(self) -> None:
     """Forgets the episode. A first timestep does that by itself."""
-    self._stack = np.zeros((self._num_stacked_frames, *atari_data.FRAME_SHAPE), np.uint8)
+    self._stack = np.zeros((STACK_SIZE, *FRAME_SHAPE), np.uint8)
     self._screens: list[np.ndarray] = []
     self._repeat = 0
     self._reward = 0.0
@@ -62,7 +51,7 @@ class AtariProcessor:
 
     Returns:
       None while the last action is to be repeated. Else a timestep with observation
-      [84, 84, num_stacked_frames] uint8, newest frame last, the sum of the raw rewards since the
+      [84, 84, 4] uint8, newest frame last, the sum of the raw rewards since the
       previous one (None on an episode's first) and the product of their discounts.
     """
     frame = timestep.observation
@@ -74,10 +63,10 @@ class AtariProcessor:
     self._reward += timestep.reward
     self._discount *= timestep.discount
     self._repeat += 1
-    screen = self._repeat - (self._num_action_repeats - 1)  # 0 and 1: the repeat's last two frames
+    screen = self._repeat - (NUM_ACTION_REPEATS - 1)  # 0 and 1: the repeat's last two frames
     if screen >= 0:
       self._screens[screen] = frame
-    if self._repeat == self._num_action_repeats or timestep.last():
+    if self._repeat == NUM_ACTION_REPEATS or timestep.last():
       return self._emit(timestep)
     return None
 

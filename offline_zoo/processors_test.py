@@ -104,8 +104,3 @@ def test_resize_is_an_area_average(golden):
 
   average = weights(210) @ frame @ weights(160).T
   assert np.abs(processors.resize(frame.astype(np.uint8)) - average).max() <= 0.5 + 1e-4
-
-
-def test_bad_input():
-  with pytest.raises(ValueError, match='num_action_repeats'):
-    processors.AtariProcessor(num_action_repeats=1)

@@ -105,8 +105,8 @@ class ReplayData:
 def _valid_runs(terminal: np.ndarray, n_step: int) -> tuple[np.ndarray, np.ndarray]:
   """Finds the run of valid rows of each episode of a shard's usable rows: [E] first rows, lengths.
 
-  Row i is valid if i-3 .. i+n are usable, none of i-3 .. i-1 is the last of an episode, and none of
-  i .. i+n-1 is where one was cut.
+  Row i is valid if i-3 .. i+n are usable, none of i-3 .. i-1 is the last of an episode, and its own
+  episode is not cut within i .. i+n-1.
   """
   starts = np.concatenate([[0], np.flatnonzero(terminal) + 1]) + atari_data.STACK_SIZE - 1
   ends = np.append(starts[1:] - (atari_data.STACK_SIZE - 1), len(terminal))

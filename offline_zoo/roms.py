@@ -67,7 +67,7 @@ def fetch(rom_dir: pathlib.Path, sdist: pathlib.Path | None = None) -> None:
     ValueError: the archive is not the one expected.
     OSError: it could not be downloaded, read or written.
   """
-  md5s = {f'{g.rom}.bin': g.logged_rom_md5 for g in atari_data.GAMES if g.logged_rom_md5}
+  md5s = {f'{g.name}.bin': g.logged_rom_md5 for g in atari_data.GAMES if g.logged_rom_md5}
   if rom_dir.exists():
     there = {path.name: _digest(path, 'md5') for path in rom_dir.iterdir() if path.is_file()}
     if there == md5s:

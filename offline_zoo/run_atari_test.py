@@ -128,7 +128,7 @@ def run_here(agent: str, settings: dict) -> None:
   # Runs of this one, that evaluate in other processes too, compile as these do.
   compiled = contextlib.nullcontext() if agent == AGENT else testing.compiled_quickly()
   with pytest.MonkeyPatch.context() as patch, testing.small_torsos(), compiled:
-    patch.setattr(parts, 'MAX_UPDATES_PER_CHUNK', 2)
+    patch.setattr(parts, 'max_updates_per_chunk', lambda: 2)
     patch.setattr(parts, 'MAX_FRAMES_PER_EPISODE', 240)
     module.main(module.Config(**testing.known_flags(module.Config, settings)))
 

@@ -41,7 +41,7 @@ class Config:
 
   environment_name: str = 'pong'  # snake_case name of a game, see atari_data.py
   num_transitions: int = 100_000  # agent steps to log, blank rows before episodes not counted
-  replay_dir: str | None = None  # where to; default: where --replay_dir=demo looks
+  replay_dir: str | None = None  # where to; default, of default logs: where --replay_dir=demo looks
   policy: str | None = None  # scripted or random; default: scripted for the games that have one
   policy_checkpoint: str | None = None  # of a run: its agent plays, greedily but for epsilon
   checkpoint: str = 'last'  # there: last; best, by the run's own evaluations; or 7 for step_7
@@ -301,9 +301,15 @@ def main(config: Config) -> None:
   if config.recorded_path is not None:
     record(config, pathlib.Path(config.recorded_path))
     return
-  has_place = config.replay_dir is not None or config.policy_checkpoint is None
-  program.check(config, 'replay_dir', has_place, 'where to log what --policy_checkpoint plays')
-  write_logs(config, pathlib.Path(config.replay_dir or default_dir(config.environment_name)))
+  if config.replay_dir is not None:
+    write_logs(config, pathlib.Path(config.replay_dir))
+    return
+  # Every run with --replay_dir=demo will learn from these: not what one call's flags make of them.
+  default = dataclasses.replace(
+    Config(config.environment_name), num_processes=config.num_processes, debug=config.debug
+  )
+  program.check(config, 'replay_dir', config == default, 'a directory, beside flags of what to log')
+  write_logs(config, default_dir(config.environment_name))
 
 
 if __name__ == '__main__':

@@ -268,7 +268,7 @@ def test_a_trained_agents_logs(small, checkpoint, tmp_path):
   ):
     with pytest.raises(ValueError, match=message):
       demo.write_logs(dataclasses.replace(config, **changes), tmp_path / 'other')
-  with pytest.raises(ValueError, match='--replay_dir=None: expected where to log'):
+  with pytest.raises(ValueError, match='--replay_dir=None: expected a directory'):
     demo.main(dataclasses.replace(config, replay_dir=None))
   with pytest.raises(FileNotFoundError, match='--policy_checkpoint=/none: there is no checkpoint'):
     demo.write_logs(dataclasses.replace(config, policy_checkpoint='/none'), tmp_path / 'other')
@@ -324,6 +324,11 @@ def test_demo_logs_are_made_once_where_the_cache_is(tmp_path, monkeypatch):
     directory = demo.find_or_make('seaquest')
     assert directory == tmp_path / 'offline_zoo' / 'demo_logs' / 'seaquest'
   assert made == [demo.Config(environment_name='seaquest')]
+  demo.main(demo.Config(environment_name='pong', num_processes=1))
+  assert len(made) == 2 and (tmp_path / 'offline_zoo' / 'demo_logs' / 'pong').is_dir()
+  with pytest.raises(ValueError, match='--replay_dir=None: expected a directory'):
+    demo.main(demo.Config(environment_name='breakout', num_transitions=10))
+  assert len(made) == 2
 
 
 def test_the_command(tmp_path):

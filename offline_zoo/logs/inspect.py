@@ -22,7 +22,7 @@ from offline_zoo import atari_env, episodes, logs, playing, program, replay, res
 from offline_zoo.atari_data import FRAME_SHAPE, NUM_ACTION_REPEATS, STACK_SIZE
 from offline_zoo.encoding import frame_store, replay_cache
 from offline_zoo.encoding import shards as encoded_shards
-from offline_zoo.logs import play
+from offline_zoo.logs import bundled, play
 from offline_zoo.logs import shard as log_shard
 from offline_zoo.studies import report
 
@@ -40,7 +40,7 @@ _FACTORS = np.random.default_rng(0).integers(2**64, size=frame_store.NUM_BANDS, 
 class Config:
   """What to look at; each field is a flag."""
 
-  replay_dir: str | None = None  # the directory of the logs
+  replay_dir: str | None = None  # the directory of the logs; miniature or demo: the game's own
   environment_name: str | None = None  # their game, to check and name the actions
   shards: tuple[int, ...] | None = None  # numbers of the shards to look at; default: all
   replay_cache_dir: str | None = None  # keeps encoded shards; default: ~/.cache; none: does not
@@ -50,6 +50,8 @@ class Config:
 
   def __post_init__(self):
     program.check(self, 'replay_dir', self.replay_dir is not None, 'a directory of logs')
+    good = self.replay_dir not in bundled.NAMES or self.environment_name is not None
+    program.check(self, 'replay_dir', good, '--environment_name beside it')
 
 
 class Summary(NamedTuple):
@@ -348,16 +350,16 @@ def write_video(
 
 
 def main(config: Config) -> None:
-  assert config.replay_dir is not None
   meanings = None
   if config.environment_name is not None:
     meanings = atari_env.AtariEnv(config.environment_name, seed=0).action_meanings
   if config.picture_path is not None:
     report.import_plots()  # before anything takes time
+  replay_dir = bundled.find_or_make(config.replay_dir, config.environment_name or '')
   encoded = encoded_shards.load(
-    config.replay_dir, config.shards, None, None, replay.cache_dir(config.replay_cache_dir)
+    replay_dir, config.shards, None, None, replay.cache_dir(config.replay_cache_dir)
   )
-  files = {files.number: files for files in logs.open_shards(config.replay_dir)}
+  files = {files.number: files for files in logs.open_shards(replay_dir)}
   summaries = []
   with program.progress_bar(len(encoded.numbers), 'counting', 'shard') as bar:
     for number, of_shard in zip(encoded.numbers, encoded.shards, strict=True):
@@ -365,7 +367,7 @@ def main(config: Config) -> None:
       summaries.append(summarise(number, of_shard, rows.num_frames - len(rows.action)))
       bar.update()
   print(
-    f'{program.printable(config.replay_dir)}: {len(summaries)} {files[encoded.numbers[0]].kind}, '
+    f'{program.printable(str(replay_dir))}: {len(summaries)} {files[encoded.numbers[0]].kind}, '
     f'numbers {", ".join(map(str, encoded.numbers))}\n'
   )
   print(describe(summaries, encoded.num_used[0], meanings))

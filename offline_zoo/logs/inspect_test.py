@@ -11,7 +11,7 @@ import pytest
 
 from offline_zoo import testing
 from offline_zoo.encoding import shards as encoded_shards
-from offline_zoo.logs import dqn_replay, inspect, play
+from offline_zoo.logs import demo, dqn_replay, inspect, play
 from offline_zoo.logs.shard import CUT
 
 
@@ -70,6 +70,16 @@ def test_all_is_said_in_text(directory, tmp_path, capsys):
   ):
     assert line in [' '.join(said.split()) for said in text.split('\n')]
   assert text.count('\n* ') == 1
+
+
+def test_what_a_run_plays_itself_has_the_same_name_here(directory, monkeypatch, capsys):
+  monkeypatch.setattr(demo, 'find_or_make', lambda game: {'freeway': directory}[game])
+  inspect.main(
+    inspect.Config(replay_dir='demo', replay_cache_dir='none', environment_name='freeway')
+  )
+  assert capsys.readouterr().out.startswith(f'{directory}: 2 shards')
+  with pytest.raises(ValueError, match='--replay_dir=demo: expected --environment_name beside it'):
+    inspect.Config(replay_dir='demo')
 
 
 def test_logs_without_a_step(tmp_path, capsys):

@@ -32,7 +32,7 @@ def here(function, items, num_processes):
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
   monkeypatch.setattr(networks, 'nature_torso', testing.small_torso)
-  monkeypatch.setattr(parts, 'MAX_UPDATES_PER_CHUNK', 5)
+  monkeypatch.setattr(parts, 'max_updates_per_chunk', lambda: 5)
   monkeypatch.setattr(play, 'in_processes', here)
 
 
@@ -85,7 +85,7 @@ def undisturbed(tmp_path_factory, compiled_quickly):
   settings = make_settings(tmp_path_factory.mktemp('undisturbed'))
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(networks, 'nature_torso', testing.small_torso)
-    patch.setattr(parts, 'MAX_UPDATES_PER_CHUNK', 5)
+    patch.setattr(parts, 'max_updates_per_chunk', lambda: 5)
     patch.setattr(play, 'in_processes', here)
     played = []
     replay_class = learner.growing_replay.GrowingReplay
