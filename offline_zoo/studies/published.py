@@ -2,9 +2,11 @@
 
 `published.csv` holds, with its source, what d3rlpy's benchmarks recorded on 1% of the DQN Replay
 Dataset: means over seeds of ten evaluation episodes with sticky actions and epsilon 0.001, after
-known numbers of updates of batch 32. Left out of the file is whatever could match no run of ours:
-best evaluations, chosen with hindsight; scores without a number of updates; other or unknown
-protocols (RL Unplugged's, Tianshou's); agents that learn online, or one network for many games.
+known numbers of updates of batch 32. Each run draws the episodes that make up the 1%, theirs as
+ours, but theirs are 10,000 transitions of each shard (`get_atari_transitions`, d3rlpy 2.8.1). Left
+out of the file is whatever could match no run of ours: best evaluations, chosen with hindsight;
+scores without a number of updates; other or unknown protocols (RL Unplugged's, Tianshou's); agents
+that learn online, or one network for many games.
 """
 
 import csv
@@ -21,9 +23,9 @@ _FLAGS: dict[str, Any] = {
   'sticky_action_probability': 0.25,
   'eval_epsilon': 0.001,
   'batch_size': 32,
-  'max_rows_per_shard': 10_000,  # of a million: 1%
+  'max_rows_per_shard': None,
   'first_fraction': None,
-  'max_random_transitions': None,
+  'max_random_transitions': 500_000,  # of 50 million: 1%
   'min_episode_return': None,
   'top_fraction': None,
 }

@@ -8,7 +8,7 @@ import pytest
 from offline_zoo.studies import published, runs
 
 MATCHING = {
-  'replay_dir': '/data/Pong/1/replay_logs', 'shards': None, 'max_rows_per_shard': 10_000,
+  'replay_dir': '/data/Pong/1/replay_logs', 'shards': None, 'max_random_transitions': 500_000,
   'sticky_action_probability': 0.25, 'eval_epsilon': 0.001, 'batch_size': 32,
 }  # fmt: skip
 
@@ -41,7 +41,8 @@ def test_scores_beside_a_run_of_the_same_protocol_and_data(write_csv):
     ),
     ({'replay_dir': '/data/Pong/2/replay_logs'}, 'does not end with Pong/1/replay_logs'),
     ({'shards': [0, 1]}, r'--shards=\[0, 1\], not all 50 of them'),
-    ({'max_rows_per_shard': None}, '--max_rows_per_shard=None, not 10000'),
+    ({'max_random_transitions': None}, '--max_random_transitions=None, not 500000'),
+    ({'max_rows_per_shard': 10_000}, '--max_rows_per_shard=10000, not None'),
     ({'sticky_action_probability': 0.0}, r'--sticky_action_probability=0\.0, not 0\.25'),
     ({'eval_epsilon': 0.0}, r'--eval_epsilon=0\.0, not 0\.001'),
     ({'top_fraction': 0.1}, r'--top_fraction=0\.1, not None'),
@@ -68,11 +69,11 @@ def test_nothing_where_one_run_of_the_game_does_not_match(write_csv, tmp_path):
 def test_data_of_one_game_are_looked_at_apart(write_csv):
   paths = [
     write_csv(f'{data}/cql/1/results.csv', [-20.0], 'cql', 'pong', every=125_000, **flags)
-    for data, flags in (('one', MATCHING), ('all', MATCHING | {'max_rows_per_shard': None}))
+    for data, flags in (('one', MATCHING), ('all', MATCHING | {'max_random_transitions': None}))
   ]
   found, (note,) = published.beside(runs.read(paths, {'one', 'all'}))
   assert list(found) == [('cql', 'one')]
-  assert note.startswith('No published scores beside all: cql on all, seed 1 has --max_rows')
+  assert note.startswith('No published scores beside all: cql on all, seed 1 has --max_random')
 
 
 def test_every_published_row_has_a_source():

@@ -15,7 +15,7 @@ sweep's names of data too, which then stand where games did. CSVs of others' lea
 <anywhere>/<data>/<agent>/<seed>/results.csv, may be given beside it: with the columns
 environment_name, seed, num_updates, eval_episode_return, dataset_episode_return and, if known,
 seconds. A run with evaluation.csv beside its CSV, which the sweep's `evaluate` leaves, counts with
-the mean of these episodes as its last evaluation.
+the mean of these episodes as its last evaluation, once all that it is averaged with have one.
 """
 
 import collections

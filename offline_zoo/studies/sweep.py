@@ -338,8 +338,8 @@ class _OnRay:
       return None
     try:
       said = self._ray.get(self.reference)
-    except self._ray.exceptions.RayError as error:  # its worker or its machine died
-      return program.first_line(error)
+    except self._ray.exceptions.RayError as error:  # `_task` failed (the cause), or its worker died
+      return program.first_line(getattr(error, 'cause', None) or error)
     return said.rpartition(f' {self.run}: ')[2]
 
 
@@ -401,7 +401,7 @@ class Ray:
 # Slurm.
 
 
-def slurm_script(path: pathlib.Path, runs: Sequence[plan.Run]) -> str:
+def slurm_script(path: pathlib.Path, runs: Sequence[plan.Run], num_retries: int) -> str:
   """Writes a script for sbatch, of which each task is one of the runs that are not finished.
 
   Raises:
@@ -410,7 +410,8 @@ def slurm_script(path: pathlib.Path, runs: Sequence[plan.Run]) -> str:
   left = [str(i) for i, run in enumerate(runs) if plan.next_step(run) is not None]
   if not left:
     raise ValueError(f'{path}: all runs are finished')
-  command = shlex.join([sys.executable, '-m', 'offline_zoo.studies.sweep', str(path)])
+  words = ['offline_zoo.studies.sweep', str(path), f'--num_retries={num_retries}']
+  command = shlex.join([sys.executable, '-m', *words])
   name = re.sub(r'[^\w.-]', '_', path.stem)
   return f"""\
 #!/bin/bash
@@ -542,7 +543,8 @@ def main(config: Config) -> None:
     except ValueError as error:
       raise ValueError(f'{path}: data {run.data!r}: {error}') from error
   if config.slurm_path is not None and not config.dry_run:
-    results.write_atomically(pathlib.Path(config.slurm_path), slurm_script(path, every_run))
+    script = slurm_script(path, every_run, config.num_retries)
+    results.write_atomically(pathlib.Path(config.slurm_path), script)
     logging.info('Script: %s', config.slurm_path)
     return
   runs = every_run

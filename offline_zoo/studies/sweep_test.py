@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from multiprocessing import forkserver
 
 import pytest
@@ -616,9 +617,10 @@ def test_the_table_is_drawn_anew_on_a_terminal(place, capsys, monkeypatch):
 def test_a_slurm_task_is_one_run(place):
   found = described(place)
   run_all(found[:1])
-  sweep.main(sweep.Config(('sweep.toml',), slurm_path='jobs/sweep.sh'))
+  sweep.main(sweep.Config(('sweep.toml',), slurm_path='jobs/sweep.sh', num_retries=7))
   script = (place / 'jobs/sweep.sh').read_text()
-  assert '\n#SBATCH --array=1,2,3\n' in script and script.startswith('#!/bin/bash\n')
+  assert '\n#SBATCH --array=1,2,3\n' in script and ' --num_retries=7 --index=' in script
+  assert script.startswith('#!/bin/bash\n')
   environ = {**os.environ, 'SLURM_ARRAY_TASK_ID': '2'}
   subprocess.run(['bash', place / 'jobs/sweep.sh'], cwd='/', env=environ, check=True)
   assert returns(found[2]) == [1, 4, 9, 16, 25]
@@ -645,6 +647,23 @@ def test_ray(place):
     cluster.shutdown()
   assert [len(starts(run)) for run in found] == [1, 2, 2]
   assert returns(found[0]) == returns(found[1]) == [1, 4, 9, 16, 25]
+
+
+def test_what_ray_says_went_wrong(place):
+  class RayError(Exception):
+    pass
+
+  def get(error):
+    raise error
+
+  ray = types.SimpleNamespace(
+    exceptions=types.SimpleNamespace(RayError=RayError), wait=lambda *_, **__: ([1], []), get=get
+  )
+  died, failed = RayError('The worker died.\nSee'), RayError('\x1b[36mray::_task()\x1b[39m (pid=3)')
+  failed.cause = FileNotFoundError(2, 'No such file or directory', '/checkout')
+  run = described(place)[0]
+  assert sweep._OnRay(run, ray, died).error() == 'The worker died.'
+  assert "'/checkout'" in (sweep._OnRay(run, ray, failed).error() or '')
 
 
 def test_without_ray(place, monkeypatch):
