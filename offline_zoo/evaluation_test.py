@@ -349,11 +349,13 @@ def test_an_evaluation_that_fails_ends_the_run_and_what_was_learnt_is_kept(
 
 
 def test_updates_that_go_wrong_do_not_cost_the_row_of_those_before(monkeypatch):
-  results = {'eval_episode_return': 1.0, 'eval_seconds': 1.0, 'eval_num_episodes': 1}
+  evaluated = {
+    'eval_episode_return': 1.0, 'eval_seconds': 1.0, 'eval_num_episodes': 1, 'eval_frame_rate': 1.0,
+  }  # fmt: skip
 
   def play(self, params, eval_steps, seed, iteration, video_path, cancelled):
     time.sleep(0.5)
-    return None if cancelled() else results | {'eval_frame_rate': 1.0}
+    return None if cancelled() else evaluated
 
   monkeypatch.setattr(evaluation.Workers, 'play', play)
   evaluator, progress, saved = make_evaluator(1)
